@@ -1,0 +1,33 @@
+# Two commands: `make demo` runs the main job on the embedded data, `make test` the tests. Each makes .venv if need be.
+
+PYTHON ?= python3
+VENV ?= .venv
+CORES ?= all
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test lint env clean
+
+demo: env
+	snakemake --cores $(CORES)
+	@echo "Read reports/summary.md"
+
+test: env
+	pytest -n 2
+
+lint: env
+	ruff check .
+	ruff format --check .
+	mypy
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Noisebox needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .snakemake logs .pytest_cache .mypy_cache .ruff_cache

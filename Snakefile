@@ -1,0 +1,50 @@
+# The graph, for Snakemake. `params/` says what exists, workflow/rules/ how each part is made, and dvc.yaml says the
+# same to DVC; tests/test_parity.py holds the two together.
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from noisebox import graph
+from noisebox.config import load_experiment, load_recipe, load_scale
+from noisebox.errors import UserError
+from noisebox.files import read_yaml
+from snakemake.exceptions import WorkflowError
+
+
+configfile: graph.EXPERIMENT
+
+
+if config != read_yaml(Path(graph.EXPERIMENT)):
+    raise WorkflowError(f"--config and --configfile have no effect here: edit {graph.EXPERIMENT} instead")
+try:
+    EXPERIMENT = load_experiment()
+    SCALE = load_scale(EXPERIMENT.scale)
+except UserError as error:
+    raise WorkflowError(str(error))
+
+# The jobs' progress shares one terminal, and `noisebox` is the one installed beside this Snakemake.
+shell.prefix(f"export NOISEBOX_PROGRESS=plain PATH='{Path(sys.executable).parent}':\"$PATH\"; ")
+
+
+wildcard_constraints:
+    lineage=graph.LINEAGE_PATTERN,
+    recipe=graph.RECIPE_PATTERN,
+    seed=r"\d+",
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        graph.report_outputs(),
+
+
+onsuccess:
+    made = [str(path) for job in workflow.dag.jobs for path in job.output]
+    subprocess.run([sys.executable, "-m", "noisebox", "record"], input="\n".join(made), text=True, check=False)

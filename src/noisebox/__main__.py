@@ -1,0 +1,5 @@
+"""`python -m noisebox` is `noisebox`."""
+
+from noisebox.cli import main
+
+main()

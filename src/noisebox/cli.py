@@ -1,0 +1,212 @@
+"""Every command of `noisebox`, thin: parse, call, print. Heavy imports wait until a verb runs."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from noisebox.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Noisebox: reproducible experiments for detectors that denoise, distil and refine.",
+)
+Lineage = Annotated[str, typer.Argument(help="Recipes joined by '+', such as baseline+finetune.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Train seed.", min=0)]
+
+
+@app.command()
+def data() -> None:
+    """Make or check the dataset of the chosen scale."""
+    from noisebox.config import load_experiment, load_scale
+    from noisebox.data.catalog import pinned_hash_differs, prepare_dataset
+    from noisebox.progress import Progress
+
+    with logged("data"):
+        dataset = load_scale(load_experiment().scale).dataset
+        with Progress(f"data {dataset}") as progress:
+            manifest = prepare_dataset(dataset, progress=progress.at)
+        if warning := pinned_hash_differs(dataset):
+            say(f"warning: {warning}")
+        counts = ", ".join(f"{split} {facts['images']} images" for split, facts in manifest["splits"].items())
+        say(f"{dataset}: {counts}; data hash {manifest['hash'][:12]}")
+
+
+@app.command()
+def smoke(recipe: Annotated[str, typer.Argument(help="A file of params/recipes/.", show_default=False)]) -> None:
+    """Train a recipe for a few iterations and check it."""
+    from noisebox import graph
+    from noisebox.config import load_experiment, resolve
+    from noisebox.data.catalog import open_split
+    from noisebox.data.loader import TrainingBatches
+    from noisebox.training.smoke import smoke as run_smoke
+    from noisebox.training.smoke import smoke_config
+
+    with logged("smoke", recipe):
+        config = smoke_config(resolve(recipe, 0, load_experiment().scale))
+        split = open_split(config.dataset, "train")
+        run_smoke(config, Path(graph.smoke_tsv(recipe)), split.classes, TrainingBatches(split, config)[0])
+
+
+@app.command()
+def train(lineage: Lineage, seed: Seed = 0) -> None:
+    """Train a lineage with one seed, or go on with a killed run."""
+    from noisebox import graph
+    from noisebox.config import load_experiment, resolve
+    from noisebox.data.catalog import open_split, read_manifest
+    from noisebox.data.loader import TrainingBatches, training_loader
+    from noisebox.evaluation.protocol import measure
+    from noisebox.training.loop import train as run_training
+
+    with logged("train", lineage, f"seed{seed}"):
+        config = resolve(lineage, seed, load_experiment().scale)
+        split, val = open_split(config.dataset, "train"), open_split(config.dataset, "val")
+        batches = TrainingBatches(split, config)
+        parent = graph.Lineage.parse(lineage).parent
+        run_training(
+            config,
+            Path(graph.run_folder(lineage, seed)),
+            split.classes,
+            lambda start, stop: training_loader(batches, start, stop, config.workers),
+            read_manifest()["hash"],
+            validate=lambda detector: measure(detector, val, config, [0], [1]).metrics[0, 1].ap,
+            parent=Path(graph.checkpoint(parent.name, seed)) if parent else None,
+        )
+
+
+@app.command()
+def evaluate(lineage: Lineage, seed: Seed = 0) -> None:
+    """Evaluate a checkpoint: every eval seed at every step count."""
+    from noisebox import graph
+    from noisebox.config import load_experiment
+    from noisebox.evaluation.protocol import evaluate as run_protocol
+    from noisebox.training.checkpoint import load_model
+
+    with logged("evaluate", lineage, f"seed{seed}"):
+        experiment = load_experiment()
+        path = Path(graph.checkpoint(graph.Lineage.parse(lineage).name, seed))
+        if not path.exists():
+            raise UserError(f"{path} does not exist; make it with: noisebox train {lineage} --seed {seed}")
+        model, config, checkpoint = load_model(path)
+        if config.scale != experiment.scale:
+            raise UserError(
+                f"{path} was trained at scale {config.scale!r}, but {graph.EXPERIMENT} now says {experiment.scale!r}: "
+                f"train it again with: noisebox train {lineage} --seed {seed}"
+            )
+        run_protocol(model, config, path, experiment.evaluation, checkpoint["classes"])
+
+
+@app.command()
+def report() -> None:
+    """Write reports/summary.md with tables, plots and pictures."""
+    from noisebox.config import load_experiment
+    from noisebox.report.summary import write_report
+
+    with logged("report"):
+        for path in write_report(load_experiment(), Path()):
+            say(str(path))
+
+
+@app.command()
+def bench(
+    more_steps: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
+    depth: Annotated[str, typer.Option(help="Backbone: 18, 50 (ResNet), or any backbone name.")] = "18",
+    hidden: Annotated[int, typer.Option(help="Channels of pyramid and head.", min=8)] = 256,
+    dim_dynamic: Annotated[int, typer.Option(help="Channels of the dynamic convolution.", min=1)] = 64,
+    heads: Annotated[int, typer.Option(help="Stages of the head.", min=1)] = 6,
+    feedforward: Annotated[int, typer.Option(help="Width of the feed-forward layers.", min=1)] = 2048,
+    proposals: Annotated[int, typer.Option(help="Boxes per image.", min=1)] = 100,
+    classes: Annotated[int, typer.Option(help="Object classes.", min=1)] = 3,
+    size: Annotated[tuple[int, int], typer.Option(help="Image height and width.")] = (128, 160),
+    batch: Annotated[int, typer.Option(help="Images per training iteration.", min=1)] = 4,
+    boxes: Annotated[int, typer.Option(help="Objects per image.", min=0)] = 6,
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling step counts: --steps 1 5 20.", show_default="1 5 20")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Eval seeds.", min=1)] = 5,
+    images: Annotated[int, typer.Option(help="Images per evaluation pass.", min=1)] = 8,
+    train_iters: Annotated[int, typer.Option(help="Training iterations timed.", min=1)] = 6,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to run.")] = "cpu",
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the products.")] = "fp32",
+    amp: Annotated[bool, typer.Option("--amp", help="The same as --precision bf16.")] = False,
+) -> None:
+    """Time training and sampling at sizes given here; prints JSON."""
+    import json
+
+    from noisebox.evaluation.speed import BenchSettings
+    from noisebox.evaluation.speed import bench as run_bench
+
+    settings = BenchSettings(
+        depth=depth, hidden=hidden, dim_dynamic=dim_dynamic, heads=heads, feedforward=feedforward, proposals=proposals,
+        classes=classes, size=size, batch=batch, boxes=boxes, seeds=seeds, images=images, train_iters=train_iters,
+        steps=(steps, *(more_steps or [])) if steps is not None else (1, 5, 20),
+        threads=threads, device=device, precision="bf16" if amp else precision,
+    )  # fmt: skip
+    say(json.dumps(run_bench(settings), indent=1))
+
+
+@app.command()
+def sync() -> None:
+    """After `dvc pull`: tell Snakemake what is up to date."""
+    from noisebox.engines import sync as run_sync
+
+    for line in run_sync(Path()):
+        say(line)
+
+
+@app.command()
+def record(
+    outputs: Annotated[list[str] | None, typer.Argument(help="Outputs just made.", show_default=False)] = None,
+) -> None:
+    """Tell DVC what Snakemake made; runs by itself."""
+    from noisebox.engines import record as run_record
+
+    for line in run_record(Path(), outputs or sys.stdin.read().split("\n")):
+        say(line)
+
+
+def say(line: str) -> None:
+    """One line to standard output."""
+    typer.echo(line)
+
+
+@contextmanager
+def logged(verb: str, *subject: str) -> Iterator[None]:
+    """Keep what a verb logs in `logs/<verb>/<subject>.log` as well; a mistake or a bug ends up there too."""
+    from noisebox import graph
+
+    path = Path(graph.log_file(verb, *subject))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logger = logging.getLogger("noisebox")
+    logger.setLevel(logging.INFO)
+    file, console = logging.FileHandler(path, mode="w", encoding="utf-8"), logging.StreamHandler(sys.stderr)
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(file)
+    logger.addHandler(console)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception:
+        file.handle(logger.makeRecord("noisebox", logging.ERROR, "", 0, "a bug:", (), sys.exc_info()))
+        raise
+    finally:
+        for handler in (file, console):
+            logger.removeHandler(handler)
+            handler.close() if handler is file else handler.flush()
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence on standard error and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        sys.stderr.write(f"noisebox: {error}\n")
+        sys.exit(2)

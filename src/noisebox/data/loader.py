@@ -1,0 +1,191 @@
+"""Batches of a split: in training a pure function of (seed, step), in evaluation a fixed grouping by size."""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from noisebox.config import RunConfig
+from noisebox.data.coco import CocoSplit, ImageRecord, read_image
+from noisebox.data.transforms import View, evaluation_view, show, training_view
+from noisebox.errors import UserError
+from noisebox.randomness import numpy_generator
+from noisebox.structures import Batch, Targets
+
+STRIDE = 32  # images are padded to a multiple of it, so that every level of the feature pyramid divides
+
+
+class TrainingBatches:
+    """`batches[step]` is the batch of a training step, from 0, without end.
+
+    The split's images form one stream: epoch after epoch, each a permutation drawn by the key (seed, "order", epoch).
+    Step k takes the k-th `solver.batch_size` of the stream, so a batch may span epochs. `rank` of `world_size` devices
+    gets its share of that batch, neighbouring images, padded to the size of the whole: what a device computes of an
+    image does not depend on how many there are. Crowds are no targets.
+
+    Raises UserError when the batch cannot be shared evenly by devices and accumulation steps.
+    """
+
+    def __init__(self, split: CocoSplit, config: RunConfig, rank: int = 0, world_size: int = 1) -> None:
+        solver = config.solver
+        if solver.batch_size % (world_size * solver.accumulate):
+            raise UserError(
+                f"solver.batch_size {solver.batch_size} cannot be shared by {world_size} devices, each in accumulate "
+                f"{solver.accumulate} parts; make it a multiple of {world_size * solver.accumulate}"
+            )
+        self.split, self.config = split, config
+        self.rank, self.world_size = rank, world_size
+        self._decode = _DecodedImages(config.image.cache_mib / max(1, config.workers))
+
+    def __getitem__(self, step: int) -> Batch:
+        config = self.config
+        records = self._records(step)
+        views = [training_view(r.height, r.width, config.image, config.seed, step, r.id) for r in records]
+        share = len(records) // self.world_size
+        own = slice(self.rank * share, (self.rank + 1) * share)
+        return _batch(records[own], views[own], [self._decode(record) for record in records[own]], _padded_hw(views))
+
+    def _records(self, step: int) -> list[ImageRecord]:
+        """The images of the whole batch."""
+        size, count = self.config.solver.batch_size, len(self.split.images)
+        places = (divmod(place, count) for place in range(step * size, (step + 1) * size))
+        return [self.split.images[_order(self.config.seed, epoch, count)[place]] for epoch, place in places]
+
+
+class EvaluationBatches:
+    """`batches[k]`, k below `len(batches)`: every image once, up to `eval_batch_size` images of one resized size each.
+
+    Images of one size keep the split's order, so the padding of an image, and with it the result, does not depend on
+    the batch size.
+    """
+
+    def __init__(self, split: CocoSplit, config: RunConfig) -> None:
+        by_size: dict[View, list[ImageRecord]] = {}
+        for record in split.images:
+            by_size.setdefault(evaluation_view(record.height, record.width, config.image), []).append(record)
+        size = config.eval_batch_size
+        self._groups = [
+            (view, records[start : start + size])
+            for view, records in by_size.items()
+            for start in range(0, len(records), size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, index: int) -> Batch:
+        view, records = self._groups[index]
+        images = [_decoded(record) for record in records]
+        return _batch(records, [view] * len(records), images, _padded_hw([view]))
+
+
+def training_loader(batches: TrainingBatches, start: int, stop: int, workers: int) -> Iterator[Batch]:
+    """The batches of the steps from `start` up to, not including, `stop`, made ahead by `workers` processes if any."""
+    return _stream(batches, range(start, stop), workers)
+
+
+def evaluation_batches(split: CocoSplit, config: RunConfig) -> Iterator[Batch]:
+    """The batches of `EvaluationBatches` in their order, made ahead by `config.workers` processes if any."""
+    batches = EvaluationBatches(split, config)
+    return _stream(batches, range(len(batches)), config.workers)
+
+
+def micro_batches(batch: Batch, accumulate: int) -> list[Batch]:
+    """A batch cut into `accumulate` equal parts of neighbouring images, all padded as before."""
+    share = len(batch) // accumulate
+    parts = (slice(k * share, (k + 1) * share) for k in range(accumulate))
+    return [
+        Batch(
+            batch.images[part],
+            batch.sizes_hw[part],
+            batch.original_hw[part],
+            batch.image_ids[part],
+            batch.targets[part],
+        )
+        for part in parts
+    ]
+
+
+class _DecodedImages:
+    """Decodes images, (3, H, W) uint8, and keeps the first ones until the budget of memory is full."""
+
+    def __init__(self, budget_mib: float) -> None:
+        self._left = budget_mib * 2**20
+        self._kept: dict[int, Tensor] = {}
+
+    def __call__(self, record: ImageRecord) -> Tensor:
+        if record.id in self._kept:
+            return self._kept[record.id]
+        image = _decoded(record)
+        if image.nbytes <= self._left:
+            self._left -= image.nbytes
+            self._kept[record.id] = image
+        return image
+
+
+def _decoded(record: ImageRecord) -> Tensor:
+    return torch.from_numpy(read_image(record)).permute(2, 0, 1).contiguous()
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return numpy_generator(seed, "order", epoch).permutation(count)
+
+
+def _padded_hw(views: Sequence[View]) -> tuple[int, int]:
+    height, width = max(view.height for view in views), max(view.width for view in views)
+    return STRIDE * math.ceil(height / STRIDE), STRIDE * math.ceil(width / STRIDE)
+
+
+def _batch(
+    records: Sequence[ImageRecord], views: Sequence[View], images: Sequence[Tensor], padded_hw: tuple[int, int]
+) -> Batch:
+    padded = torch.zeros(len(records), 3, *padded_hw)
+    targets = []
+    for row, (record, view, image) in enumerate(zip(records, views, images, strict=True)):
+        single = ~record.crowd
+        boxes, labels = torch.from_numpy(record.boxes_xyxy[single]), torch.from_numpy(record.labels[single])
+        shown, target = show(image, Targets(boxes, labels), view)
+        padded[row, :, : view.height, : view.width] = shown
+        targets.append(target)
+    return Batch(
+        images=padded,
+        sizes_hw=torch.tensor([(view.height, view.width) for view in views]),
+        original_hw=torch.tensor([(record.height, record.width) for record in records]),
+        image_ids=tuple(record.id for record in records),
+        targets=tuple(targets),
+    )
+
+
+class _Indexed(Protocol):
+    def __getitem__(self, index: int, /) -> Batch: ...
+
+
+class _Told(Dataset[Batch | UserError]):
+    """Hands a UserError on as a value: raised in a worker process it would arrive wrapped in a traceback."""
+
+    def __init__(self, batches: _Indexed) -> None:
+        self.batches = batches
+
+    def __getitem__(self, index: int) -> Batch | UserError:
+        try:
+            return self.batches[index]
+        except UserError as error:
+            return error
+
+
+def _stream(batches: _Indexed, order: range, workers: int) -> Iterator[Batch]:
+    """The batches in order; the loader's generator is its own, because it would draw from the global one."""
+    loader = DataLoader(
+        _Told(batches), batch_size=None, sampler=order, num_workers=workers, generator=torch.Generator()
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch

@@ -1,0 +1,1 @@
+"""Diffusion processes and their samplers; they know nothing of the networks that they drive."""

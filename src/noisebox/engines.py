@@ -1,0 +1,129 @@
+"""What keeps the two engines of one opinion: `record` tells DVC what Snakemake made, `sync` tells Snakemake what DVC
+says is up to date. Neither ever declares a stale file current."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import networkx
+import yaml
+from dvc.exceptions import DvcException, NotDvcRepoError
+from dvc.lock import LockError
+from dvc.repo import Repo
+
+from noisebox import graph
+from noisebox.errors import UserError
+from noisebox.files import read_yaml, write_text
+
+LONG_AGO = 1_000_000_000  # older than any input, so Snakemake makes it again
+
+
+def record(root: Path, outputs: Iterable[str]) -> list[str]:
+    """Commit to DVC the stages whose outputs Snakemake just finished or found current; returns what was said.
+
+    Stages that Snakemake did not look at stay as they are, stale ones included. The embedded data is committed where
+    it is what data.dvc pins, and pinned where data.dvc speaks of another dataset.
+    """
+    made = {Path(path).as_posix() for path in outputs if path}
+    try:
+        with _repository(root) as repo:
+            with repo.lock:
+                stages = [stage for stage in _jobs(repo) if _outputs(stage, root) and _outputs(stage, root) <= made]
+                changed = [stage for stage in stages if any(stage.changed_entries())]
+                for stage in changed:
+                    stage.save()
+                    stage.commit(relink=False)  # a file linked anew would look newer than what was made from it
+                _dump(changed)
+            said = [f"recorded {len(changed)} of {len(stages)} finished stages in dvc.lock"] if changed else []
+            return said + (_record_data(repo, root) if graph.DATA_MANIFEST in made else [])
+    except NotDvcRepoError:
+        return ["no DVC repository here: nothing recorded (`dvc init` makes one)"]
+
+
+def _record_data(repo: Repo, root: Path) -> list[str]:
+    """Bring the embedded dataset under data.dvc, unless data.dvc pins other bytes for it."""
+    dataset = str(read_yaml(root / graph.DATA_MANIFEST)["dataset"])
+    folder, pin = graph.dataset_folder(dataset), root / graph.DATA_PIN
+    if not (root / folder).is_dir():
+        return []
+    if not pin.exists() or read_yaml(pin)["outs"][0]["path"] != folder:
+        write_text(pin, yaml.safe_dump({"outs": [{"path": folder, "hash": "md5"}]}, sort_keys=False))
+        repo.commit(graph.DATA_PIN, force=True, relink=False)
+        return [f"{graph.DATA_PIN} now pins {folder}"]
+    if any(repo.stage.load_one(graph.DATA_PIN).changed_entries()):
+        return [f"{folder} differs from what {graph.DATA_PIN} pins; left as it is"]
+    repo.commit(graph.DATA_PIN, force=True, relink=False)
+    return []
+
+
+def sync(root: Path) -> list[str]:
+    """Let Snakemake see as current what DVC says is current, with everything it was made from, and nothing else.
+
+    DVC writes restored files with fresh modification times in any order. Current outputs are touched in the graph's
+    order and noted in Snakemake's records; outputs of stale stages are dated long ago, so that they are made again.
+    """
+    with _repository(root) as repo:
+        try:
+            changed = set(repo.status())
+        except LockError as error:
+            raise UserError(f"DVC is at work in this repository; wait for it to end ({error})") from None
+        jobs = _jobs(repo)
+        current: list[Any] = []
+        stale: list[Any] = []
+        for stage in jobs:
+            ancestry = {stage, *networkx.descendants(repo.index.graph, stage)}
+            is_current = not any(each.addressing in changed for each in ancestry if each.cmd)
+            (current if is_current else stale).append(stage)
+        fresh = sorted(min(_outputs(stage, root)) for stage in current if _outputs(stage, root))
+        old = sorted(path for stage in stale for path in _outputs(stage, root) if (root / path).exists())
+    for path in old:
+        os.utime(root / path, (LONG_AGO, LONG_AGO))
+    if old:
+        _snakemake(root, "--cleanup-metadata", *old)
+    if fresh:
+        _snakemake(root, "--touch", "--forceall", "--no-hooks", "--cores", "1", *fresh)
+    said = [f"{len(current)} of {len(jobs)} stages are up to date"]
+    return said + ([f"to be made again: {', '.join(stage.addressing for stage in stale)}"] if stale else [])
+
+
+def _jobs(repo: Repo) -> list[Any]:
+    """The stages of dvc.yaml, that is without data.dvc."""
+    return [stage for stage in repo.index.stages if stage.cmd]
+
+
+def _outputs(stage: Any, root: Path) -> set[str]:
+    return {Path(out.fs_path).resolve().relative_to(root.resolve()).as_posix() for out in stage.outs}
+
+
+def _dump(stages: list[Any]) -> None:
+    """Write the stages into their lock file, all at once."""
+    for file, group in groupby(stages, key=lambda stage: stage.dvcfile):
+        file.dump_stages(list(group), update_pipeline=False)
+
+
+@contextmanager
+def _repository(root: Path) -> Any:
+    try:
+        with Repo(str(root)) as repo:
+            yield repo
+    except NotDvcRepoError:
+        raise
+    except LockError as error:
+        raise UserError(f"DVC is at work in this repository; wait for it to end ({error})") from None
+    except DvcException as error:
+        raise UserError(f"dvc.yaml or dvc.lock could not be read: {error}") from None
+
+
+def _snakemake(root: Path, *arguments: str) -> None:
+    """Run Snakemake for its bookkeeping alone."""
+    command = [sys.executable, "-m", "snakemake", "--quiet", "all", *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(
+            f"snakemake could not take over what DVC restored: {done.stderr.strip() or done.stdout.strip()}"
+        )

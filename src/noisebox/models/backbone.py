@@ -1,0 +1,123 @@
+"""Backbones: any timm network with feature maps at strides 4 to 32, followed by a feature pyramid of one width.
+
+Normalisation never looks at the batch: networks trained from scratch get GroupNorm in place of BatchNorm, pretrained
+ones keep their BatchNorm with statistics and affine parameters frozen. Dropout and stochastic depth are off, because
+they would draw from the global generators.
+"""
+
+import difflib
+import math
+from collections import OrderedDict
+from typing import Any
+
+import timm
+import torch
+from timm.layers import BatchNormAct2d, DropPath, GroupNormAct, freeze_batch_norm_2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import FeaturePyramidNetwork
+
+from noisebox.errors import UserError
+
+STRIDES = (4, 8, 16, 32)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# A network of our own for CPUs, in timm's terms: ResNet-18 with half the blocks and a quarter of the width.
+SLIM = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8}
+
+
+class Backbone(nn.Module):
+    """Images in, feature maps p2 to p5 out (Lin et al. 2017), at strides 4, 8, 16, 32, each with `hidden_dim` channels.
+
+    `name` is `slim` or any timm model with feature maps at these strides. With `pretrained`, timm's weights are loaded,
+    unless `fetch_weights` is off because a checkpoint will bring them. Raises UserError when the name is unknown, the
+    strides do not fit, or the weights cannot be had.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, hidden_dim: int, pretrained: bool = False, fetch_weights: bool = True) -> None:
+        super().__init__()
+        body = _create(name, pretrained and fetch_weights)
+        strides = tuple(body.feature_info.reduction())
+        if strides != STRIDES:
+            raise UserError(f"model.backbone: {name!r} has feature maps at strides {strides}; {STRIDES} are needed")
+        _switch_off_dropout(body)
+        self.body = freeze_batch_norm_2d(body) if pretrained else _with_group_norm(body)
+        channels = body.feature_info.channels()
+        # Transformers with feature maps (N, H, W, C) leave their stages unnormalised (Swin, Liu et al. 2021).
+        self.channels_last = getattr(body, "output_fmt", None) == "NHWC"
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for width in channels] if self.channels_last else [])
+        self.pyramid = FeaturePyramidNetwork(channels, hidden_dim)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, ...]:
+        """Four maps (B, hidden_dim, ceil(H / stride), ceil(W / stride)), with H and W rounded up to multiples of 32.
+
+        `images`: (B, 3, H, W) in [0, 1]. `sizes_hw`: (B, 2), the sizes without padding; the padding is set to 0 after
+        normalisation, as if the mean colour were beyond the image.
+        """
+        height, width = images.shape[-2:]
+        rows = torch.arange(height, device=images.device)[:, None] < sizes_hw[:, 0, None, None]
+        columns = torch.arange(width, device=images.device) < sizes_hw[:, 1, None, None]
+        normalised = (images - self.mean) / self.std * (rows & columns)[:, None]
+        features = self.body(F.pad(normalised, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1])))
+        if self.channels_last:
+            features = [norm(level).permute(0, 3, 1, 2) for norm, level in zip(self.norms, features, strict=True)]
+        levels = OrderedDict((f"p{index}", level) for index, level in enumerate(features, start=2))
+        return tuple(self.pyramid(levels).values())
+
+
+def _create(name: str, pretrained: bool) -> Any:
+    """The timm network that returns its last four feature maps."""
+    if name == "slim":
+        if pretrained:
+            raise UserError("model.pretrained: there are no weights for backbone 'slim'; set it to false")
+        return timm.create_model("resnet18", features_only=True, out_indices=(-4, -3, -2, -1), **SLIM)
+    if not timm.models.is_model(name):
+        near = difflib.get_close_matches(name, ["slim", *timm.list_models()], 1)
+        hint = f"did you mean {near[0]!r}?" if near else "timm.list_models() lists what there is"
+        raise UserError(f"model.backbone: {name!r} is no model of timm; {hint}")
+    options: dict[str, Any] = {}
+    if timm.models.is_model_in_modules(name, {"swin_transformer", "swin_transformer_v2"}):
+        # Any image size; windows shift in every stage, also in those that fit in one window at the nominal size.
+        options = {"strict_img_size": False, "always_partition": True}
+    try:
+        return timm.create_model(name, pretrained, features_only=True, out_indices=(-4, -3, -2, -1), **options)
+    except Exception as error:  # whatever the hub's client and what lies below it may raise
+        if not pretrained:
+            raise
+        raise UserError(
+            f"model.pretrained: the weights of {name!r} could not be fetched ({type(error).__name__}); give access to "
+            "huggingface.co, or copy a filled cache here and point HF_HOME to it, or set pretrained to false"
+        ) from error
+
+
+def _with_group_norm(body: nn.Module) -> nn.Module:
+    """`body` with each BatchNorm replaced by a GroupNorm (Wu and He 2018) that starts with the same scale and shift."""
+    for parent in list(body.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, _group_norm_like(child))
+    return body
+
+
+def _group_norm_like(batch_norm: nn.BatchNorm2d) -> nn.Module:
+    """At most 32 groups, of at least 4 channels where the width allows; a fused activation is kept."""
+    channels = batch_norm.num_features
+    norm = GroupNormAct(channels, math.gcd(channels, channels // 4, 32), eps=batch_norm.eps, apply_act=False)
+    norm.load_state_dict({"weight": batch_norm.weight, "bias": batch_norm.bias})
+    if isinstance(batch_norm, BatchNormAct2d):
+        norm.drop, norm.act = batch_norm.drop, batch_norm.act
+    return norm  # type: ignore[no-any-return]
+
+
+def _switch_off_dropout(body: nn.Module) -> None:
+    for module in body.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.drop_prob = 0.0

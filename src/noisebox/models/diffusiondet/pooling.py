@@ -1,0 +1,85 @@
+"""RoIAlign over a feature pyramid as one weighted sum of table rows.
+
+A bilinear sample is a weighted sum of four feature vectors, so a bin of a region is a weighted sum of a fixed number of
+rows of one table that holds every position of every level and image. That is one `embedding_bag` for all boxes, levels
+and images: shapes do not depend on the boxes, nothing waits for the device, and on CPUs it is several times faster than
+one RoIAlign kernel a level, backward above all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+STRIDES = (4, 8, 16, 32)
+LEVEL_EDGES = (112, 224, 448)
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Feature maps p2 to p5 of B images: `table` (positions, C) float32, ordered by level, image, row, column, and
+    `levels` (4, 4) int64, a row (first position, height, width, stride) for each level."""
+
+    table: Tensor
+    levels: Tensor
+
+    @classmethod
+    def of(cls, features: Sequence[Tensor]) -> "Pyramid":
+        """From maps (B, C, H, W) at strides 4, 8, 16, 32."""
+        levels, first = [], 0
+        for feature, stride in zip(features, STRIDES, strict=True):
+            images, _, height, width = feature.shape
+            levels.append((first, height, width, stride))
+            first += images * height * width
+        table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features]).float()
+        return cls(table, torch.tensor(levels, device=table.device))
+
+
+def pool_regions(
+    pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor, resolution: int, sampling_ratio: int
+) -> Tensor:
+    """RoIAlign (He et al. 2017), aligned, of each box on the level that fits its size: (N·P, resolution², C) float32.
+
+    `boxes_xyxy`: (N, P, 4) float32 in pixels; `image_index`: (N,) the image of each row. A bin averages
+    `sampling_ratio`² bilinear samples. The level is floor(4 + log2(sqrt(area) / 224)), kept within p2 to p5 (Lin et al.
+    2017, equation 1). Coordinates that are not finite count as 0, so that a diverged run ends with its own message.
+    """
+    boxes = torch.nan_to_num(boxes_xyxy, 0.0, 0.0, 0.0).flatten(0, 1)
+    extent = boxes[:, 2:] - boxes[:, :2]
+    size = extent.prod(-1).sqrt()
+    level = torch.stack([size >= edge for edge in LEVEL_EDGES]).sum(0)
+    first, height, width, stride = pyramid.levels[level].unbind(-1)
+    image = image_index.repeat_interleave(boxes_xyxy.shape[1])
+    start, extent = boxes[:, :2] / stride[:, None] - 0.5, extent / stride[:, None]
+    column, column_weight = _samples(start[:, 0], extent[:, 0], width, resolution, sampling_ratio)
+    row, row_weight = _samples(start[:, 1], extent[:, 1], height, resolution, sampling_ratio)
+    row = (first + image * height * width)[:, None, None] + row * width[:, None, None]
+    # (R, bins down, bins across, samples down, samples across), then one bag of samples for each bin.
+    index = row[:, :, None, :, None] + column[:, None, :, None, :]
+    weight = row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]
+    bags = F.embedding_bag(
+        index.flatten(3).flatten(0, 2), pyramid.table, per_sample_weights=weight.flatten(3).flatten(0, 2), mode="sum"
+    )
+    return bags.view(len(boxes), resolution**2, -1)
+
+
+def _samples(start: Tensor, extent: Tensor, size: Tensor, bins: int, ratio: int) -> tuple[Tensor, Tensor]:
+    """Where the samples of each bin lie along one axis, and how much each counts: two (R, bins, 2 · ratio) tensors.
+
+    `start`, `extent`: (R,) the regions in units of positions; `size`: (R,) how many positions there are. A sample lies
+    between two positions; beyond the map's margin of one position it counts nothing.
+    """
+    count = bins * ratio
+    fraction = (torch.arange(count, device=start.device) + 0.5) / count
+    place = start[:, None] + extent[:, None] * fraction
+    size = size[:, None]
+    inside = (place >= -1) & (place <= size)
+    place = place.clamp(min=0).minimum((size - 1).to(place.dtype))
+    below = place.floor()
+    towards_next = place - below
+    position = below.long()
+    positions = torch.stack((position, (position + 1).minimum(size - 1)), dim=-1)
+    weights = torch.stack((1 - towards_next, towards_next), dim=-1) * inside[..., None] / ratio
+    return positions.view(-1, bins, 2 * ratio), weights.view(-1, bins, 2 * ratio)

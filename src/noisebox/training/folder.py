@@ -1,0 +1,88 @@
+"""The run folder while it is being made: who may write it, and how finished files get out of `work/`.
+
+Both engines delete a job's declared files before they start it, so what a killed training goes on from lies in
+`work/`, which no engine knows. Every file there can be made again from `work/last.pth`, so publishing may be cut off
+anywhere and repeated; `work/` itself goes last, in one step.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from noisebox import graph
+from noisebox.errors import UserError
+from noisebox.files import atomic_path, clear_unfinished
+
+WORK = "work"
+LOCK = "lock"
+
+
+@contextmanager
+def claimed(run: Path) -> Iterator[Path]:
+    """Yield `run/work` for this process alone; the kernel lets go of the claim however the process ends.
+
+    Raises UserError when another process holds it, or the folder cannot be written.
+    """
+    work = run / WORK
+    descriptor = None
+    while descriptor is None:
+        descriptor = _lock(run)
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        clear_unfinished(run)
+        clear_unfinished(work)
+        yield work
+    finally:
+        os.close(descriptor)
+
+
+def _lock(run: Path) -> int | None:
+    """An open, locked `work/lock`; None when another process took `work/` away meanwhile."""
+    lock = run / WORK / LOCK
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{run} cannot be written ({error.strerror}); give access to it and run again") from None
+    try:
+        # A record lock: unlike flock's it is not inherited by the loader's workers, which may outlive a kill.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), lock.stat()):
+            return descriptor
+    except (BlockingIOError, PermissionError):
+        holder = os.read(descriptor, 20).decode()
+        os.close(descriptor)
+        raise UserError(f"{run} is being trained by process {holder}; wait until it ends, or end it") from None
+    except FileNotFoundError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def clear(work: Path) -> None:
+    """Empty `work/` but for the lock. `last.pth` goes first: without it nothing else there is believed."""
+    (work / "last.pth").unlink(missing_ok=True)
+    for path in work.iterdir():
+        if path.name != LOCK:
+            path.unlink()
+
+
+def publish(run: Path) -> None:
+    """Put every file of `graph.RUN_FILES` from `run/work` into its place in `run`, then remove `run/work`."""
+    work = run / WORK
+    for name in graph.RUN_FILES:
+        with atomic_path(run / name) as temporary:
+            try:
+                os.link(work / name, temporary)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(work / name, temporary)
+            os.utime(temporary)  # newer than every input, however long ago it was written
+    removed = run / ".writing-removed"  # a name that `clear_unfinished` knows, should the next line not be reached
+    work.rename(removed)
+    shutil.rmtree(removed)

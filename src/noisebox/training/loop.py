@@ -1,0 +1,180 @@
+"""The one training loop: from a configuration and a stream of batches to the files of a run folder.
+
+Killed at any instant and started again, it ends at the same bytes (but for `run.json`, which tells the time): batches,
+noise and learning rate are functions of the step, `work/last.pth` holds everything else, and every file is written
+whole or not at all.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from noisebox.config import RunConfig
+from noisebox.files import write_text
+from noisebox.graph import Lineage
+from noisebox.models import Detector, build_model
+from noisebox.progress import Progress
+from noisebox.structures import Batch
+from noisebox.training.checkpoint import LoadReport, load_checkpoint, load_weights, save_checkpoint, write_sha256
+from noisebox.training.folder import claimed, clear, publish
+from noisebox.training.metrics import Metrics
+from noisebox.training.optim import learning_rate, train_mode
+from noisebox.training.provenance import Record, difference, environment, fingerprint
+from noisebox.training.step import Trainer, summed
+
+Batches = Callable[[int, int], Iterable[Batch]]
+Validate = Callable[[Detector], float]
+
+log = logging.getLogger("noisebox")
+
+
+def train(
+    config: RunConfig,
+    run: Path,
+    classes: Sequence[str],
+    batches: Batches,
+    data_hash: str,
+    *,
+    validate: Validate | None = None,
+    parent: Path | None = None,
+    root: Path = Path(),
+) -> None:
+    """Train, or go on with, one run, and publish `graph.RUN_FILES` in the folder `run`.
+
+    `batches(start, stop)` gives the batches of the steps start … stop - 1, each a function of its step. `validate`
+    gives a detector's AP; it is asked every `solver.eval_every` steps and after the last. `parent` is the checkpoint to
+    start from. `root` is the repository, for the hashes of the code and the commit.
+
+    Raises UserError when the folder is taken or cannot be written, the parent fits in nothing, the device is not there,
+    or a loss is not finite; `work/last.pth` then stays whole.
+    """
+    with claimed(run) as work:
+        detector = build_model(config, len(classes), fetch_weights=parent is None)
+        loaded = _warm_start(config, detector, parent)
+        inputs = fingerprint(config.family, parent, data_hash, root)
+        training = _Training(config, classes, Trainer(config, detector), inputs, work)
+        resumed = training.resume()
+        record = Record(work / "run.json", _facts(config, parent, loaded, inputs) | environment(config, root), resumed)
+        record.write()
+        solver = config.solver
+        with Progress(f"{config.lineage} seed{config.seed}", solver.iterations, training.step) as progress:
+            remaining = range(training.step, solver.iterations)
+            for _, batch in zip(remaining, batches(training.step, solver.iterations), strict=True):
+                loss = training.advance(batch)
+                evaluating = training.due(solver.eval_every)
+                if evaluating and validate:
+                    training.validate(validate)
+                if evaluating or training.due(solver.checkpoint_every):
+                    training.save()
+                    record.write()
+                progress.advance(1, loss=loss)
+        training.finish()
+        record.write()
+        publish(run)
+
+
+class _Training:
+    """A training under way: what it has reached, and the way of that to `work/` and back."""
+
+    def __init__(
+        self, config: RunConfig, classes: Sequence[str], trainer: Trainer, inputs: dict[str, Any], work: Path
+    ) -> None:
+        self.config, self.classes, self.trainer, self.inputs, self.work = config, classes, trainer, inputs, work
+        self.metrics = Metrics(work / "metrics.csv", Lineage.parse(config.lineage).recipe)
+        self.step = 0  # optimiser steps taken
+        self.best: float | None = None  # the highest AP so far
+
+    def resume(self) -> bool:
+        """Go on from `work/last.pth` if it was made from the same inputs; otherwise empty `work/`."""
+        last = self.work / "last.pth"
+        state = load_checkpoint(last) if last.exists() else None
+        if state is not None:
+            now = {"config": self.config.model_dump(mode="json"), **self.inputs}
+            changed = difference({"config": state.get("config"), **state.get("fingerprint", {})}, now)
+            if changed is None:
+                self._restore(state)
+                log.info("%s: going on after iteration %d", self.work.parent, self.step)
+                return True
+            log.warning("%s: not going on with the interrupted training, because %s", self.work.parent, changed)
+        clear(self.work)
+        return False
+
+    def advance(self, batch: Batch) -> float:
+        """Take one step and write the row that is due; returns the loss."""
+        terms = self.trainer.update(batch, self.step)
+        rate = learning_rate(self.step, self.config.solver)
+        self.step += 1
+        self.metrics.add(terms)
+        if self.due(self.config.solver.log_every):
+            self.metrics.write_train(self.step, rate)
+        return summed(terms)
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and after the last one, happens now; 0 is never."""
+        return every > 0 and (self.step % every == 0 or self.step == self.config.solver.iterations)
+
+    def validate(self, validate: Validate) -> None:
+        """Measure the AP, and keep the weights in `best.pth` if it is the highest so far."""
+        detector = self.trainer.result()
+        detector.eval()
+        with torch.no_grad():
+            ap = validate(detector)
+        train_mode(self.trainer.detector)
+        self.metrics.write_validation(self.step, ap)
+        score = -math.inf if math.isnan(ap) else ap
+        if self.best is None or score > self.best:
+            self.best = score
+            save_checkpoint(self.work / "best.pth", self._result())
+
+    def save(self) -> None:
+        """Write `last.pth`, from which `resume` goes on."""
+        state = {
+            **self._described(self.trainer.state_dict()),
+            "best": self.best,
+            "metrics": self.metrics.state_dict(),
+            "fingerprint": self.inputs,
+        }
+        save_checkpoint(self.work / "last.pth", state)
+
+    def finish(self) -> None:
+        """Put into `work/` what is still missing of the run's files."""
+        save_checkpoint(self.work / "model_final.pth", self._result())
+        if not (self.work / "best.pth").exists():
+            save_checkpoint(self.work / "best.pth", self._result())
+        for name in ("best.pth", "last.pth"):
+            write_sha256(self.work / name)  # a kill may have come between a checkpoint and its hash
+        content = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        write_text(self.work / "config.yaml", content)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.trainer.load_state_dict(state)
+        self.metrics.load_state_dict(state["metrics"])
+        self.step, self.best = state["iteration"], state["best"]
+
+    def _result(self) -> dict[str, Any]:
+        return self._described({"model": self.trainer.result().state_dict()})
+
+    def _described(self, weights: dict[str, Any]) -> dict[str, Any]:
+        config = self.config.model_dump(mode="json")
+        return {**weights, "config": config, "classes": list(self.classes), "iteration": self.step}
+
+
+def _warm_start(config: RunConfig, detector: Detector, parent: Path | None) -> LoadReport | None:
+    if parent is None:
+        return None
+    report = load_weights(detector, load_checkpoint(parent), parent)
+    log.warning("%s seed%d starts from %s: %s", config.lineage, config.seed, parent, report)
+    return report
+
+
+def _facts(config: RunConfig, parent: Path | None, loaded: LoadReport | None, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What `run.json` says of the run itself."""
+    origin = {"checkpoint": str(parent), "sha256": inputs["parent"], **asdict(loaded)} if loaded else None
+    facts = {name: getattr(config, name) for name in ("lineage", "seed", "scale", "dataset")}
+    return {**facts, "data_hash": inputs["data"], "iterations": config.solver.iterations, "parent": origin}

@@ -1,0 +1,64 @@
+"""`metrics.csv`: mode, phase, step, loss and its terms, learning rate, AP. One header for the file's whole life.
+
+A row of mode `train` holds means since the row before it. The text and the sums of a row in the making belong to the
+training's state in `last.pth`, so rows neither depend on when a checkpoint was written nor repeat after a resume; the
+file itself is there to be watched. Nothing in it tells the time, so equal trainings write equal files.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from noisebox.errors import UserError
+from noisebox.files import write_text
+from noisebox.training.step import summed
+
+
+class Metrics:
+    """The growing file at `path`; `phase` is the name of the recipe."""
+
+    def __init__(self, path: Path, phase: str) -> None:
+        self.path, self.phase = path, phase
+        self.text = ""
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"text": self.text, "sums": self._sums, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint: what the file holds beyond it is cut."""
+        self.text, self._sums, self._count = state["text"], dict(state["sums"]), state["count"]
+        write_text(self.path, self.text)
+
+    def add(self, terms: dict[str, float]) -> None:
+        """Take one step's loss terms into the next row."""
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+
+    def write_train(self, step: int, rate: float) -> None:
+        """A row of means over the steps since the last one; `step` counts the steps taken, `rate` is the last one's."""
+        self._write_header()
+        means = {name: self._sums[name] / self._count for name in sorted(self._sums)}
+        numbers = [summed(means), *means.values(), rate]
+        self._append(["train", self.phase, str(step), *(f"{number:.6g}" for number in numbers), ""])
+        self._sums, self._count = {}, 0
+
+    def write_validation(self, step: int, ap: float) -> None:
+        """A row with the AP after `step` steps."""
+        self._write_header()
+        empty = [""] * (self.text.partition("\n")[0].count(",") - 3)
+        self._append(["val", self.phase, str(step), *empty, f"{ap:.4f}"])
+
+    def _write_header(self) -> None:
+        if not self.text:
+            self._append(["mode", "phase", "step", "loss", *sorted(self._sums), "lr", "AP"])
+
+    def _append(self, cells: list[str]) -> None:
+        row = ",".join(cells) + "\n"
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(row)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written ({error.strerror}); mend that and run again") from None
+        self.text += row

@@ -1,0 +1,107 @@
+"""One optimiser step: loss terms summed, gradients accumulated and clipped, weights moved. It knows no files."""
+
+import math
+import os
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from noisebox.config import RunConfig
+from noisebox.data.loader import micro_batches
+from noisebox.errors import UserError
+from noisebox.models import Detector
+from noisebox.structures import Batch
+from noisebox.training.optim import Ema, build_optimizer, learning_rate, set_learning_rate, train_mode
+
+
+class Trainer:
+    """A detector with its optimiser, EMA and loss scaler. Step s is a pure function of their state, s and its batch."""
+
+    def __init__(self, config: RunConfig, detector: Detector) -> None:
+        """Raises UserError when the device is not there."""
+        self.config, self.detector = config, detector
+        self.accelerator = _accelerator(config)
+        optimizer = build_optimizer(detector, config.solver)
+        detector.to(self.accelerator.device)
+        self.ema = Ema(detector, config.solver.ema_decay) if config.solver.ema_decay else None
+        self._model, self._optimizer = self.accelerator.prepare(detector, optimizer)
+        train_mode(detector)
+
+    def update(self, batch: Batch, step: int) -> dict[str, float]:
+        """Take the optimiser step number `step` (from 0); returns the loss terms, averaged over the micro-batches.
+
+        Raises UserError when a loss term or the gradient is not finite; the weights are then as they were.
+        """
+        solver = self.config.solver
+        set_learning_rate(self._optimizer, learning_rate(step, solver))
+        sums: dict[str, float] = {}
+        for index, part in enumerate(micro_batches(batch, solver.accumulate), start=1):
+            # With several processes, gradients need to be exchanged only after the last micro-batch.
+            with nullcontext() if index == solver.accumulate else self.accelerator.no_sync(self._model):
+                terms = self._model(part.to(self.accelerator.device), self.config.seed, step)
+                values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+                for name, value in values.items():
+                    if not math.isfinite(value):
+                        raise self._not_finite(f"loss term {name}", value, step)
+                    sums[name] = sums.get(name, 0.0) + value / solver.accumulate
+                self.accelerator.backward(sum(terms.values()) / solver.accumulate)
+        norm = float(self.accelerator.clip_grad_norm_(self.detector.parameters(), solver.clip_norm or math.inf))
+        # Under fp16 an overflow is what the loss scaler looks for: it leaves the step out and scales less.
+        if not math.isfinite(norm) and self.accelerator.scaler is None:
+            raise self._not_finite("the gradient's norm", norm, step)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.detector)
+        return sums
+
+    def result(self) -> Detector:
+        """The detector that is evaluated and published: the averaged weights where EMA is on."""
+        return self.ema.model if self.ema else self.detector
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on, but the step's number."""
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.detector.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "scaler": scaler.state_dict() if scaler else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.detector.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _not_finite(self, what: str, value: float, step: int) -> UserError:
+        config = self.config
+        ways = "lower solver.base_lr or lengthen solver.warmup_iters"
+        if config.precision == "fp16":
+            ways = f"fp16 overflows easily, so train with precision bf16 or fp32, or {ways}"
+        return UserError(f"{config.lineage} seed{config.seed}: {what} is {value} at iteration {step + 1}; {ways}")
+
+
+def summed(terms: dict[str, float]) -> float:
+    """The loss that is minimised."""
+    return math.fsum(terms.values())
+
+
+def _accelerator(config: RunConfig) -> Accelerator:
+    """Device and precision of the configuration, with the process set up for repeatable results."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"scale {config.scale} has device cuda, but torch sees no GPU; choose a scale with device cpu")
+    torch.set_num_threads(config.threads)  # sums are split over threads, so their number is part of the result
+    if config.device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    # Accelerate keeps its settings for the whole process; another training in it may have had others.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    precision = {"fp32": "no"}.get(config.precision, config.precision)
+    return Accelerator(cpu=config.device == "cpu", mixed_precision=precision)

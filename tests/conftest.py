@@ -1,0 +1,62 @@
+"""A copy of the project at scale `test`, for tests that run the graph."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("Snakefile", "dvc.yaml", ".dvcignore", ".gitignore", "workflow", "params", "src")
+
+
+def edit_yaml(path: Path, **changes: object) -> None:
+    """Set dotted keys (`solver__max_iter=3`) of a YAML file."""
+    content = yaml.safe_load(path.read_text())
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("__")
+        place = content
+        for key in parents:
+            place = place[key]
+        place[last] = value
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def run(root: Path, *command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    """Run a command in a project; by default it must succeed."""
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A fresh checkout at scale `test`, with its own git and DVC repositories, nothing made yet."""
+    return make_project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def new_project() -> Callable[[Path], Path]:
+    return make_project
+
+
+def make_project(root: Path) -> Path:
+    root.mkdir(parents=True)
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, root / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(source, root / part)
+    experiment = root / "params/experiment.yaml"
+    edit_yaml(experiment, scale="test", evaluation__eval_seeds=[0, 1], evaluation__sample_steps=[1, 2])
+    run(root, "git", "init", "-q", "-b", "main")
+    run(root, "git", "config", "user.email", "test@example.invalid")
+    run(root, "git", "config", "user.name", "test")
+    run(root, "dvc", "init", "-q")
+    run(root, "dvc", "config", "core.analytics", "false")
+    run(root, "git", "add", "-A")
+    run(root, "git", "commit", "-qm", "start")
+    return root

@@ -1,0 +1,51 @@
+"""The command line: light to start, every verb told in one line, mistakes in one sentence with exit code 2."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import edit_yaml, run
+
+VERBS = ("data", "smoke", "train", "evaluate", "report", "bench", "sync", "record")
+
+
+def test_help_lists_every_verb_in_one_line(project: Path) -> None:
+    shown = run(project, "noisebox", "--help").stdout.splitlines()
+    for verb in VERBS:
+        described = [line for line in shown if line.split()[1:2] == [verb]]
+        assert len(described) == 1, verb
+        following = shown[shown.index(described[0]) + 1]
+        assert not following.startswith("│   "), f"{verb} takes more than a line"
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['noisebox', '--help']\n"
+        "from noisebox.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'pandas', 'dvc', 'snakemake', 'pydantic')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_mistakes_are_one_sentence_and_exit_2(project: Path) -> None:
+    for command, sentence in {
+        ("train", "nope"): "recipe 'nope' is missing",
+        ("train", "Base line"): "is no lineage",
+        ("smoke", "nope"): "recipe 'nope' is missing",
+        ("evaluate", "baseline"): "noisebox train baseline --seed 0",
+        ("report",): "noisebox evaluate baseline --seed 0",
+        ("bench", "--precision", "fp16"): "fp16",
+    }.items():
+        done = run(project, "noisebox", *command, check=False)
+        assert done.returncode == 2, (command, done.stderr)
+        assert sentence in done.stderr, (command, done.stderr)
+        assert len(done.stderr.strip().splitlines()) == 1, (command, done.stderr)
+
+
+def test_nothing_starts_on_a_bad_configuration(project: Path) -> None:
+    edit_yaml(project / "params/scales/test.yaml", solver__max_itr=3)
+    done = run(project, "noisebox", "train", "baseline", check=False)
+    assert done.returncode == 2
+    assert "params/scales/test.yaml: key 'solver.max_itr' does not exist; did you mean 'max_iter'?" in done.stderr
+    assert not (project / "runs").exists()

@@ -1,0 +1,98 @@
+"""The code that a stage declares is the code that it imports: followed through the source, verb by verb."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from noisebox import graph
+
+SOURCE = ROOT / "src"
+# They name and word things, and compute nothing; the package's own page holds the version only.
+WORDS = {"src/noisebox/cli.py", "src/noisebox/graph.py", "src/noisebox/errors.py", "src/noisebox/__init__.py"}
+
+
+def module_file(name: str) -> Path | None:
+    path = SOURCE / name.replace(".", "/")
+    return (
+        path / "__init__.py" if path.is_dir() else path.with_suffix(".py") if path.with_suffix(".py").exists() else None
+    )
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Every noisebox module named in imports anywhere below a node, type-checking blocks aside."""
+    names: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        names |= imported(node)
+    return {name for name in names if name.startswith("noisebox") and module_file(name)}
+
+
+def closure(names: set[str]) -> set[str]:
+    """Files of the modules and of all that they import; families are left to `FAMILY_CODE`."""
+    found: set[str] = set()
+    waiting = set(names)
+    while waiting:
+        name = waiting.pop()
+        file = module_file(name)
+        if file is None or (path := file.relative_to(ROOT).as_posix()) in found:
+            continue
+        found.add(path)
+        waiting |= imported(ast.parse(file.read_text()))
+        parent = name.rpartition(".")[0]
+        waiting |= {parent} if parent else set()
+    return {path for path in found if not _is_only_words(ROOT / path)}
+
+
+def _is_only_words(file: Path) -> bool:
+    body = ast.parse(file.read_text()).body
+    return file.name == "__init__.py" and all(isinstance(node, ast.Expr) for node in body)
+
+
+def verb_imports(verb: str) -> set[str]:
+    commands = {
+        node.name: node
+        for node in ast.parse((SOURCE / "noisebox/cli.py").read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    return imported(commands[verb])
+
+
+@pytest.mark.parametrize("verb", graph.CODE)
+def test_declared_code_covers_the_imports(verb: str) -> None:
+    declared = set(graph.code_files(verb, root=ROOT))
+    assert closure(verb_imports(verb)) - WORDS <= declared
+
+
+@pytest.mark.parametrize("family", graph.FAMILY_CODE)
+def test_a_familys_code_covers_its_imports(family: str) -> None:
+    from noisebox.models import FAMILIES
+
+    declared = set(graph.code_files("train", family, ROOT))
+    assert closure({FAMILIES[family]}) - WORDS <= declared
+
+
+def test_every_declared_path_exists() -> None:
+    for entries in (*graph.CODE.values(), *graph.FAMILY_CODE.values()):
+        for entry in entries:
+            assert (ROOT / entry).exists(), entry
+
+
+def test_arrows_point_one_way() -> None:
+    """cli → {training, evaluation, report} → models → diffusion; data beside models; report without torch."""
+    forbidden = {
+        "diffusion": ("models", "data", "training", "evaluation", "report"),
+        "models": ("data", "training", "evaluation", "report"),
+        "data": ("models", "diffusion", "training", "evaluation", "report"),
+        "report": ("models", "diffusion", "training", "evaluation", "data"),
+    }
+    for room, others in forbidden.items():
+        for file in (SOURCE / "noisebox" / room).rglob("*.py"):
+            for name in imported(ast.parse(file.read_text())):
+                assert name.split(".")[1:2] not in [[other] for other in others], f"{file} imports {name}"

@@ -1,0 +1,286 @@
+"""A training that is killed, refused or out of space, and started again, ends at the bytes of an uninterrupted one."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, edit_yaml
+from toy_detector import CLASSES, register, toy_ap, toy_batch, toy_batches, toy_config
+
+from noisebox import cli, graph
+from noisebox.data.catalog import prepare_dataset
+from noisebox.errors import UserError
+from noisebox.randomness import numpy_generator
+from noisebox.structures import Batch
+from noisebox.training.checkpoint import load_checkpoint
+from noisebox.training.folder import claimed
+from noisebox.training.loop import train
+
+# Processes of their own that start fast: forked from one that has imported torch and done nothing with it.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(
+    ["pytest", "noisebox.cli", "noisebox.training.loop", "noisebox.models.diffusiondet", "noisebox.evaluation.protocol"]
+)
+
+DATA_HASH = "d" * 64
+CONFIG = {"eval_every": 6, "log_every": 5, "checkpoint_every": 4}
+
+
+@pytest.fixture(autouse=True)
+def toy_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch.setitem)
+
+
+def train_toy(run: Path, batches: Callable[[int, int], Iterator[Batch]] = toy_batches, **solver: Any) -> None:
+    config = toy_config(**{**CONFIG, **solver})
+    train(config, run, CLASSES, batches, DATA_HASH, validate=toy_ap, root=run.parent)
+
+
+def train_baseline(run: Path) -> None:
+    """What `noisebox train baseline` does, in the project around `runs/baseline/seed0`."""
+    os.chdir(run.parents[2])
+    cli.train("baseline", 0)
+
+
+def train_and_die(work: Callable[[Path], None], run: Path, moment: int) -> None:
+    """Train; at the given one of its operations on files of the run (the first is 1), end as by kill -9."""
+    register()
+    passed = 0
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal passed
+        paths = [Path.cwd() / argument for argument in arguments if isinstance(argument, str | os.PathLike)]
+        if any(path.is_relative_to(run) for path in paths):
+            passed += 1
+            if passed == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    work(run)
+    (run.parent / f"{run.name}.operations").write_text(str(passed))
+
+
+def train_in_child(run: Path, moment: int = 0, work: Callable[[Path], None] = train_toy) -> int | None:
+    child = processes.Process(target=train_and_die, args=(work, run, moment))
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    """All that a run leaves, but for the one file that tells the time."""
+    return {path.name: path.read_bytes() for path in run.iterdir() if path.name != "run.json"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert train_in_child(run) == 0
+    assert sorted(path.name for path in run.iterdir()) == sorted(graph.RUN_FILES)
+    return run
+
+
+def operations(run: Path) -> int:
+    return int((run.parent / f"{run.name}.operations").read_text())
+
+
+def test_the_real_detector_ends_at_the_same_bytes_as_well(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    edit_yaml(tmp_path / "params/experiment.yaml", scale="test")
+    edit_yaml(tmp_path / "params/scales/test.yaml", solver__eval_every=3, solver__ema_decay=0.5, solver__accumulate=2)
+    prepare_dataset("world_test", tmp_path)
+    run = tmp_path / "runs/baseline/seed0"
+    assert train_in_child(run, work=train_baseline) == 0
+    whole = files_of(run)
+    assert train_in_child(run, 100, train_baseline) == -signal.SIGKILL
+    assert train_in_child(run, work=train_baseline) == 0
+    assert json.loads((run / "run.json").read_text())["timing"]["resumed"] > 0
+    assert files_of(run) == whole
+
+
+def test_killed_once_anywhere_it_ends_at_the_same_bytes(uninterrupted: Path, tmp_path: Path) -> None:
+    count = operations(uninterrupted)
+    drawn = numpy_generator(0, "moments to kill").integers(1, count + 1, 7).tolist()
+    for moment in sorted({*drawn, count - 1, count}):  # the last ones take `work/` away
+        run = tmp_path / f"killed-{moment}"
+        assert train_in_child(run, moment) == -signal.SIGKILL
+        assert train_in_child(run) == 0
+        assert files_of(run) == files_of(uninterrupted), moment
+
+
+def test_killed_again_and_again_it_ends_at_the_same_bytes(uninterrupted: Path, tmp_path: Path) -> None:
+    run, kills = tmp_path / "run", 0
+    generator = numpy_generator(1, "lives")
+    while train_in_child(run, int(generator.integers(60, 220))) == -signal.SIGKILL:
+        kills += 1
+        for name in graph.RUN_FILES:  # as both engines do before they start a job
+            (run / name).unlink(missing_ok=True)
+    assert kills > 3
+    assert files_of(run) == files_of(uninterrupted)
+    records = [json.loads((folder / "run.json").read_text()) for folder in (run, uninterrupted)]
+    timings = [record.pop("timing") for record in records]
+    assert records[0] == records[1]
+    assert timings[0]["resumed"] > 0 == timings[1]["resumed"]
+    assert timings[0]["wall_s_total"] > timings[0]["wall_s"]
+
+
+def test_killed_by_another_process_at_any_time_it_ends_at_the_same_bytes(uninterrupted: Path, tmp_path: Path) -> None:
+    for life, seconds in enumerate(numpy_generator(0, "seconds to live").uniform(0, 0.6, 3)):
+        run = tmp_path / str(life)
+        child = processes.Process(target=train_and_die, args=(train_toy, run, 0))
+        child.start()
+        child.join(seconds)
+        child.kill()
+        child.join()
+        assert train_in_child(run) == 0
+        assert files_of(run) == files_of(uninterrupted), seconds
+
+
+def interrupted_run(run: Path) -> Path:
+    """A run that stopped in its tenth step, after the checkpoint of the eighth."""
+
+    def interrupting(start: int, stop: int) -> Iterator[Batch]:
+        yield from toy_batches(start, 9)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(run, interrupting)
+    assert load_checkpoint(run / "work/last.pth")["iteration"] == 8
+    return run
+
+
+def test_another_configuration_starts_over_and_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = {"weight_decay": 0.5, "clip_norm": 0.5}
+    train_toy(interrupted_run(tmp_path / "run"), **other)
+    assert "because solver.weight_decay was 0.0001, is now 0.5, and 1 more" in caplog.text
+    train_toy(tmp_path / "whole", **other)
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+    assert json.loads((tmp_path / "run/run.json").read_text())["timing"]["resumed"] == 0
+
+
+def test_other_data_or_code_or_another_parent_starts_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.py").write_text("one")
+    monkeypatch.setitem(graph.FAMILY_CODE, "toy", ("model.py",))
+    run = interrupted_run(tmp_path / "run")
+    (tmp_path / "model.py").write_text("two")
+    train_toy(run)
+    assert "because code.model.py changed" in caplog.text
+    again = {"validate": toy_ap, "root": tmp_path}
+    config = toy_config(**CONFIG)
+    train(config, interrupted_run(tmp_path / "run"), CLASSES, toy_batches, "other", **again)
+    assert "because data changed" in caplog.text
+    train_toy(tmp_path / "parent")
+    parent = tmp_path / "parent/model_final.pth"
+    train(config, interrupted_run(tmp_path / "run"), CLASSES, toy_batches, DATA_HASH, parent=parent, **again)
+    assert "because parent changed" in caplog.text
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
+    run = interrupted_run(tmp_path / "run")
+    last = run / "work/last.pth"
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"work/last\.pth is damaged or is no checkpoint .* delete it and run again"):
+        train_toy(run)
+    last.unlink()
+    train_toy(run)
+    train_toy(tmp_path / "whole")
+    assert files_of(run) == files_of(tmp_path / "whole")
+
+
+def test_a_finished_run_is_trained_anew_when_asked(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def counted(start: int, stop: int) -> Iterator[Batch]:
+        seen.extend(range(start, stop))
+        return toy_batches(start, stop)
+
+    for _ in range(2):
+        train_toy(tmp_path / "run", counted)
+    assert seen == [*range(12), *range(12)]
+
+
+def hold(run: Path, taken: Event) -> None:
+    with claimed(run):
+        taken.set()
+        signal.pause()
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[BaseProcess]:
+    taken = processes.Event()
+    child = processes.Process(target=hold, args=(tmp_path / "run", taken))
+    child.start()
+    assert taken.wait(60)
+    yield child
+    child.kill()
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path, holder: BaseProcess) -> None:
+    with pytest.raises(UserError, match=f"run is being trained by process {holder.pid}; wait until it ends"):
+        train_toy(tmp_path / "run")
+    holder.kill()
+    holder.join()
+    train_toy(tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file is in the way")
+    with pytest.raises(UserError, match="run cannot be written"):
+        train_toy(tmp_path / "run")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of half a megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root and the right to mount")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def fill(place: Path) -> None:
+    with (place / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(1024))
+
+
+@pytest.mark.parametrize(
+    ("log_every", "complaint"),
+    [
+        (12, r"the disk is full: .*last\.pth could not be written"),
+        (6, r"metrics\.csv cannot be written \(No space left"),
+    ],
+)
+def test_a_full_disk_is_told_and_leaves_the_last_checkpoint(
+    small_disk: Path, tmp_path: Path, log_every: int, complaint: str
+) -> None:
+    def filling(start: int, stop: int) -> Iterator[Batch]:
+        for step in range(start, stop):
+            if step == 5:
+                fill(small_disk)
+            yield toy_batch(step)
+
+    settings = {"log_every": log_every, "eval_every": 0}
+    with pytest.raises(UserError, match=complaint):
+        train_toy(small_disk / "run", filling, **settings)
+    assert load_checkpoint(small_disk / "run/work/last.pth")["iteration"] == 4
+    (small_disk / "filler").unlink()
+    train_toy(small_disk / "run", **settings)
+    train_toy(tmp_path / "run", **settings)
+    assert files_of(small_disk / "run") == files_of(tmp_path / "run")

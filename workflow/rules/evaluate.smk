@@ -1,0 +1,27 @@
+# Evaluation: one job and one results.tsv per checkpoint, for every eval seed and step count.
+
+
+rule evaluate:
+    message:
+        "evaluate: {wildcards.lineage}, seed {wildcards.seed}"
+    input:
+        run=graph.evaluation_inputs("{lineage}", "{seed}"),
+        manifest=graph.DATA_MANIFEST,
+        scale=graph.scale_file(EXPERIMENT.scale),
+        code=graph.code_files("evaluate"),
+    output:
+        graph.evaluation_outputs("{lineage}", "{seed}"),
+    params:
+        scale=EXPERIMENT.scale,
+        evaluation=EXPERIMENT.evaluation.model_dump(),
+    log:
+        graph.log_file("evaluate", "{lineage}", "seed{seed}"),
+    benchmark:
+        "logs/benchmarks/evaluate/{lineage}/seed{seed}.tsv"
+    threads: SCALE.threads
+    resources:
+        mem_mb=SCALE.resources.mem_mb,
+        runtime=SCALE.resources.runtime,
+        gpu=SCALE.resources.gpu,
+    shell:
+        "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"

@@ -1,0 +1,30 @@
+# The report: tables, plots, pictures and the summary, from the evaluations alone.
+
+
+rule report:
+    message:
+        "report: reports/summary.md"
+    input:
+        evaluations=[
+            path
+            for lineage in EXPERIMENT.lineages
+            for seed in EXPERIMENT.train_seeds
+            for path in graph.evaluation_outputs(lineage, seed)
+        ],
+        code=graph.code_files("report"),
+    output:
+        graph.report_outputs(),
+    params:
+        scale=EXPERIMENT.scale,
+        train_seeds=EXPERIMENT.train_seeds,
+        lineages=EXPERIMENT.lineages,
+        evaluation=EXPERIMENT.evaluation.model_dump(),
+    log:
+        graph.log_file("report"),
+    benchmark:
+        "logs/benchmarks/report.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "noisebox report"

@@ -1,0 +1,65 @@
+# Training: a smoke run per recipe, then one rule for every lineage, from scratch or from its parent.
+
+
+def training_inputs(wildcards):
+    """What depends on the lineage: its parent, recipe and family. An unknown recipe anywhere in it is said at once."""
+    lineage = graph.Lineage.parse(wildcards.lineage)
+    try:
+        recipes = [load_recipe(recipe) for recipe in lineage.parts]
+    except UserError as error:
+        raise WorkflowError(f"lineage {lineage.name}: {error}")
+    return {
+        "parent": [graph.checkpoint(lineage.parent.name, wildcards.seed)] if lineage.parent else [],
+        "smoke": graph.smoke_tsv(lineage.recipe),
+        "recipe": graph.recipe_file(lineage.recipe),
+        "code": graph.code_files("train", recipes[-1].family),
+    }
+
+
+rule smoke:
+    message:
+        "smoke: a few iterations of recipe {wildcards.recipe}"
+    input:
+        manifest=graph.DATA_MANIFEST,
+        recipe=graph.recipe_file("{recipe}"),
+        scale=graph.scale_file(EXPERIMENT.scale),
+        code=graph.code_files("smoke"),
+    output:
+        tsv=graph.smoke_tsv("{recipe}"),
+    params:
+        scale=EXPERIMENT.scale,
+    log:
+        graph.log_file("smoke", "{recipe}"),
+    benchmark:
+        "logs/benchmarks/smoke/{recipe}.tsv"
+    threads: SCALE.threads
+    resources:
+        mem_mb=SCALE.resources.mem_mb,
+        runtime=SCALE.resources.runtime,
+        gpu=SCALE.resources.gpu,
+    shell:
+        "noisebox smoke {wildcards.recipe}"
+
+
+rule train:
+    message:
+        "train: {wildcards.lineage}, seed {wildcards.seed}"
+    input:
+        unpack(training_inputs),
+        manifest=graph.DATA_MANIFEST,
+        scale=graph.scale_file(EXPERIMENT.scale),
+    output:
+        graph.run_outputs("{lineage}", "{seed}"),
+    params:
+        scale=EXPERIMENT.scale,
+    log:
+        graph.log_file("train", "{lineage}", "seed{seed}"),
+    benchmark:
+        "logs/benchmarks/train/{lineage}/seed{seed}.tsv"
+    threads: SCALE.threads
+    resources:
+        mem_mb=SCALE.resources.mem_mb,
+        runtime=SCALE.resources.runtime,
+        gpu=SCALE.resources.gpu,
+    shell:
+        "noisebox train {wildcards.lineage} --seed {wildcards.seed}"
