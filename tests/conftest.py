@@ -51,7 +51,15 @@ def make_project(root: Path) -> Path:
         else:
             shutil.copy(source, root / part)
     experiment = root / "params/experiment.yaml"
-    edit_yaml(experiment, scale="test", evaluation__eval_seeds=[0, 1], evaluation__sample_steps=[1, 2])
+    edit_yaml(
+        experiment,
+        scale="test",
+        recipes=["baseline", "finetune"],
+        parents={"finetune": ["baseline"]},
+        lineages=["baseline", "baseline+finetune"],
+        evaluation__eval_seeds=[0, 1],
+        evaluation__sample_steps=[1, 2],
+    )
     run(root, "git", "init", "-q", "-b", "main")
     run(root, "git", "config", "user.email", "test@example.invalid")
     run(root, "git", "config", "user.name", "test")

@@ -101,7 +101,8 @@ def test_unknown_names(params: Path) -> None:
 
 
 def test_experiment_must_train_what_it_evaluates(params: Path) -> None:
-    edit_yaml(params / "params/experiment.yaml", parents={"finetune": []})
+    both = ["baseline", "baseline+finetune"]
+    edit_yaml(params / "params/experiment.yaml", recipes=["baseline", "finetune"], lineages=both)
     with pytest.raises(UserError, match=r"nothing trains 'baseline\+finetune': add 'baseline' to parents.finetune"):
         load_experiment(params)
     edit_yaml(params / "params/experiment.yaml", recipes=["baseline"], parents={"finetune": ["baseline"]})

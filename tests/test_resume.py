@@ -279,7 +279,10 @@ def test_a_full_disk_is_told_and_leaves_the_last_checkpoint(
     settings = {"log_every": log_every, "eval_every": 0}
     with pytest.raises(UserError, match=complaint):
         train_toy(small_disk / "run", filling, **settings)
-    assert load_checkpoint(small_disk / "run/work/last.pth")["iteration"] == 4
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"disk is full|No space left"):
+            train_toy(small_disk / "run", filling, **settings)
+        assert load_checkpoint(small_disk / "run/work/last.pth")["iteration"] == 4
     (small_disk / "filler").unlink()
     train_toy(small_disk / "run", **settings)
     train_toy(tmp_path / "run", **settings)

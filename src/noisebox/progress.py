@@ -50,7 +50,7 @@ class Progress:
     def at(self, done: int, total: int) -> None:
         """`done` of `total` units are finished; a smaller `done` than before opens a new phase."""
         if done < self.done:
-            self._started, self._before, self.done = time.monotonic(), 0, 0
+            self._started, self._before, self.done = time.monotonic(), done, done
         self.total = total
         self.advance(done - self.done)
 

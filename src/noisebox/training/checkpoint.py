@@ -64,7 +64,7 @@ def _canonical(value: Any) -> Any:
     tensor gets a contiguous storage of its own on the CPU.
     """
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True).clone(memory_format=torch.contiguous_format)
+        return value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
     if isinstance(value, dict):
         ordered = sorted(value.items(), key=lambda item: (type(item[0]).__name__, item[0]))
         return {_canonical(key): _canonical(entry) for key, entry in ordered}

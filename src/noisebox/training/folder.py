@@ -26,42 +26,41 @@ def claimed(run: Path) -> Iterator[Path]:
 
     Raises UserError when another process holds it, or the folder cannot be written.
     """
-    work = run / WORK
     descriptor = None
     while descriptor is None:
         descriptor = _lock(run)
     try:
-        os.truncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
         clear_unfinished(run)
-        clear_unfinished(work)
-        yield work
+        clear_unfinished(run / WORK)
+        yield run / WORK
     finally:
         os.close(descriptor)
 
 
 def _lock(run: Path) -> int | None:
-    """An open, locked `work/lock`; None when another process took `work/` away meanwhile."""
+    """`work/lock`, open, locked and naming this process; None when another one finished and took `work/` away."""
     lock = run / WORK / LOCK
+    descriptor = None
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"{run} cannot be written ({error.strerror}); give access to it and run again") from None
-    try:
         # A record lock: unlike flock's it is not inherited by the loader's workers, which may outlive a kill.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), lock.stat()):
-            return descriptor
-    except (BlockingIOError, PermissionError):
-        holder = os.read(descriptor, 20).decode()
-        os.close(descriptor)
+            os.truncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+            locked, descriptor = descriptor, None
+            return locked
+    except BlockingIOError:
+        holder = lock.read_text()
         raise UserError(f"{run} is being trained by process {holder}; wait until it ends, or end it") from None
     except FileNotFoundError:
         pass
-    os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"{run} cannot be written ({error.strerror}); mend that and run again") from None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
     return None
 
 
