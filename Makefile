@@ -13,7 +13,7 @@ demo: env
 	@echo "Read reports/summary.md"
 
 test: env
-	pytest -n 2
+	pytest -n 2 --dist loadfile
 
 lint: env
 	ruff check .

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
+
+# No test reads a clock, and none is repeated with other examples by chance.
+settings.register_profile("noisebox", deadline=None, derandomize=True)
+settings.load_profile("noisebox")
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("Snakefile", "dvc.yaml", ".dvcignore", ".gitignore", "workflow", "params", "src")

@@ -1,15 +1,21 @@
-"""Every command of `noisebox`, thin: parse, call, print. Heavy imports wait until a verb runs."""
+"""Every command of `noisebox`, thin: parse, call, print.
+
+Imports wait until a verb runs, and torch until its input is known to be good, so that a mistake is told at once.
+"""
 
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from noisebox.errors import UserError
+
+if TYPE_CHECKING:
+    from noisebox import graph
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,13 +50,16 @@ def smoke(recipe: Annotated[str, typer.Argument(help="A file of params/recipes/.
     from noisebox import graph
     from noisebox.config import load_experiment, resolve
     from noisebox.data.catalog import open_split
-    from noisebox.data.loader import TrainingBatches
-    from noisebox.training.smoke import smoke as run_smoke
-    from noisebox.training.smoke import smoke_config
 
     with logged("smoke", recipe):
-        config = smoke_config(resolve(recipe, 0, load_experiment().scale))
+        config = resolve(recipe, 0, load_experiment().scale)
         split = open_split(config.dataset, "train")
+
+        from noisebox.data.loader import TrainingBatches
+        from noisebox.training.smoke import smoke as run_smoke
+        from noisebox.training.smoke import smoke_config
+
+        config = smoke_config(config)
         run_smoke(config, Path(graph.smoke_tsv(recipe)), split.classes, TrainingBatches(split, config)[0])
 
 
@@ -60,15 +69,17 @@ def train(lineage: Lineage, seed: Seed = 0) -> None:
     from noisebox import graph
     from noisebox.config import load_experiment, resolve
     from noisebox.data.catalog import open_split, read_manifest
-    from noisebox.data.loader import TrainingBatches, training_loader
-    from noisebox.evaluation.protocol import measure
-    from noisebox.training.loop import train as run_training
 
     with logged("train", lineage, f"seed{seed}"):
         config = resolve(lineage, seed, load_experiment().scale)
+        parent = _parent_checkpoint(graph.Lineage.parse(lineage), seed)
         split, val = open_split(config.dataset, "train"), open_split(config.dataset, "val")
+
+        from noisebox.data.loader import TrainingBatches, training_loader
+        from noisebox.evaluation.protocol import measure
+        from noisebox.training.loop import train as run_training
+
         batches = TrainingBatches(split, config)
-        parent = graph.Lineage.parse(lineage).parent
         run_training(
             config,
             Path(graph.run_folder(lineage, seed)),
@@ -76,7 +87,7 @@ def train(lineage: Lineage, seed: Seed = 0) -> None:
             lambda start, stop: training_loader(batches, start, stop, config.workers),
             read_manifest()["hash"],
             validate=lambda detector: measure(detector, val, config, [0], [1]).metrics[0, 1].ap,
-            parent=Path(graph.checkpoint(parent.name, seed)) if parent else None,
+            parent=parent,
         )
 
 
@@ -85,14 +96,14 @@ def evaluate(lineage: Lineage, seed: Seed = 0) -> None:
     """Evaluate a checkpoint: every eval seed at every step count."""
     from noisebox import graph
     from noisebox.config import load_experiment
-    from noisebox.evaluation.protocol import evaluate as run_protocol
-    from noisebox.training.checkpoint import load_model
 
     with logged("evaluate", lineage, f"seed{seed}"):
         experiment = load_experiment()
-        path = Path(graph.checkpoint(graph.Lineage.parse(lineage).name, seed))
-        if not path.exists():
-            raise UserError(f"{path} does not exist; make it with: noisebox train {lineage} --seed {seed}")
+        path = _checkpoint(graph.Lineage.parse(lineage), seed)
+
+        from noisebox.evaluation.protocol import evaluate as run_protocol
+        from noisebox.training.checkpoint import load_model
+
         model, config, checkpoint = load_model(path)
         if config.scale != experiment.scale:
             raise UserError(
@@ -170,6 +181,20 @@ def record(
 
     for line in run_record(Path(), outputs or sys.stdin.read().split("\n")):
         say(line)
+
+
+def _checkpoint(lineage: "graph.Lineage", seed: int) -> Path:
+    """The checkpoint of a run that must be there."""
+    from noisebox import graph
+
+    path = Path(graph.checkpoint(lineage.name, seed))
+    if not path.exists():
+        raise UserError(f"{path} does not exist; make it with: noisebox train {lineage.name} --seed {seed}")
+    return path
+
+
+def _parent_checkpoint(lineage: "graph.Lineage", seed: int) -> Path | None:
+    return _checkpoint(lineage.parent, seed) if lineage.parent else None
 
 
 def say(line: str) -> None:

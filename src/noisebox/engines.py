@@ -84,9 +84,11 @@ def sync(root: Path) -> list[str]:
     for path in old:
         os.utime(root / path, (LONG_AGO, LONG_AGO))
     if old:
-        _snakemake(root, "--cleanup-metadata", *old)
+        _snakemake(root, "--cleanup-metadata", *old)  # its exit code complains of files without a record
     if fresh:
-        _snakemake(root, "--touch", "--forceall", "--no-hooks", "--cores", "1", *fresh)
+        touched = _snakemake(root, "--touch", "--forceall", "--no-hooks", "--cores", "1", *fresh)
+        if touched.returncode:
+            raise UserError(f"snakemake could not take over what DVC restored: {' '.join(touched.stderr.split())}")
     said = [f"{len(current)} of {len(jobs)} stages are up to date"]
     return said + ([f"to be made again: {', '.join(stage.addressing for stage in stale)}"] if stale else [])
 
@@ -119,11 +121,7 @@ def _repository(root: Path) -> Any:
         raise UserError(f"dvc.yaml or dvc.lock could not be read: {error}") from None
 
 
-def _snakemake(root: Path, *arguments: str) -> None:
+def _snakemake(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run Snakemake for its bookkeeping alone."""
-    command = [sys.executable, "-m", "snakemake", "--quiet", "all", *arguments]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(
-            f"snakemake could not take over what DVC restored: {done.stderr.strip() or done.stdout.strip()}"
-        )
+    command = [sys.executable, "-m", "snakemake", "--quiet", "progress", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
