@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from noisebox.errors import UserError
 
@@ -168,6 +168,8 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "its format is unknown"
     return " ".join(str(error).split()) or type(error).__name__
 
 
