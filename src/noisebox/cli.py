@@ -217,7 +217,8 @@ def logged(verb: str, *subject: str) -> Iterator[None]:
     logger.addHandler(console)
     try:
         yield
-    except UserError:
+    except UserError as error:
+        file.handle(logger.makeRecord("noisebox", logging.ERROR, "", 0, str(error), (), None))
         raise
     except Exception:
         file.handle(logger.makeRecord("noisebox", logging.ERROR, "", 0, "a bug:", (), sys.exc_info()))
