@@ -1,6 +1,5 @@
 # The graph, for Snakemake. `params/` says what exists, workflow/rules/ how each part is made, and dvc.yaml says the
 # same to DVC; tests/test_parity.py holds the two together.
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,13 @@ try:
 except UserError as error:
     raise WorkflowError(str(error))
 
+EVALUATIONS = [
+    path
+    for lineage in EXPERIMENT.lineages
+    for seed in EXPERIMENT.train_seeds
+    for path in graph.evaluation_outputs(lineage, seed)
+]
+
 # The jobs' progress shares one terminal, and `noisebox` is the one installed beside this Snakemake.
 shell.prefix(f"export NOISEBOX_PROGRESS=plain PATH='{Path(sys.executable).parent}':\"$PATH\"; ")
 
@@ -39,10 +45,12 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
+# The report is in git, so a fresh clone has it: what it was made from is asked for as well.
 rule all:
     default_target: True
     input:
         graph.report_outputs(),
+        EVALUATIONS,
 
 
 onsuccess:

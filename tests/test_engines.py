@@ -59,6 +59,17 @@ def test_snakemake_leaves_both_engines_with_nothing_to_do(made: Path) -> None:
     assert not list(made.glob("runs/*/seed*/work"))
 
 
+def test_a_clone_with_only_the_report_makes_everything(made: Path) -> None:
+    """The report lies in git: its presence alone, however new, must not pass for a finished graph."""
+    shutil.rmtree(made / ".snakemake")
+    for folder in ("runs", "evals", "data"):
+        shutil.rmtree(made / folder)
+    for path in made.glob("reports/**/*.*"):
+        path.touch()
+    commands = planned(made)
+    assert "noisebox data" in commands and "noisebox evaluate baseline+finetune --seed 1" in commands
+
+
 def test_dvc_makes_the_same_bytes(by_snakemake: Path, project: Path) -> None:
     run(project, "dvc", "repro")
     expected = results(by_snakemake)

@@ -5,12 +5,7 @@ rule report:
     message:
         "report: reports/summary.md"
     input:
-        evaluations=[
-            path
-            for lineage in EXPERIMENT.lineages
-            for seed in EXPERIMENT.train_seeds
-            for path in graph.evaluation_outputs(lineage, seed)
-        ],
+        evaluations=EVALUATIONS,
         code=graph.code_files("report"),
     output:
         graph.report_outputs(),
