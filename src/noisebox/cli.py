@@ -8,14 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from noisebox import graph
 from noisebox.errors import UserError
-
-if TYPE_CHECKING:
-    from noisebox import graph
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,7 +45,6 @@ def data() -> None:
 @app.command()
 def smoke(recipe: Annotated[str, typer.Argument(help="A file of params/recipes/.", show_default=False)]) -> None:
     """Train a recipe for a few iterations and check it."""
-    from noisebox import graph
     from noisebox.config import load_experiment, resolve
     from noisebox.data.catalog import open_split
 
@@ -66,13 +63,13 @@ def smoke(recipe: Annotated[str, typer.Argument(help="A file of params/recipes/.
 @app.command()
 def train(lineage: Lineage, seed: Seed = 0) -> None:
     """Train a lineage with one seed, or go on with a killed run."""
-    from noisebox import graph
     from noisebox.config import load_experiment, resolve
     from noisebox.data.catalog import open_split, read_manifest
 
     with logged("train", lineage, f"seed{seed}"):
         config = resolve(lineage, seed, load_experiment().scale)
-        parent = _parent_checkpoint(graph.Lineage.parse(lineage), seed)
+        parent = graph.Lineage.parse(lineage).parent
+        start = _checkpoint(parent, seed) if parent else None
         split, val = open_split(config.dataset, "train"), open_split(config.dataset, "val")
 
         from noisebox.data.loader import TrainingBatches, training_loader
@@ -87,14 +84,13 @@ def train(lineage: Lineage, seed: Seed = 0) -> None:
             lambda start, stop: training_loader(batches, start, stop, config.workers),
             read_manifest()["hash"],
             validate=lambda detector: measure(detector, val, config, [0], [1]).metrics[0, 1].ap,
-            parent=parent,
+            parent=start,
         )
 
 
 @app.command()
 def evaluate(lineage: Lineage, seed: Seed = 0) -> None:
     """Evaluate a checkpoint: every eval seed at every step count."""
-    from noisebox import graph
     from noisebox.config import load_experiment
 
     with logged("evaluate", lineage, f"seed{seed}"):
@@ -183,18 +179,12 @@ def record(
         say(line)
 
 
-def _checkpoint(lineage: "graph.Lineage", seed: int) -> Path:
+def _checkpoint(lineage: graph.Lineage, seed: int) -> Path:
     """The checkpoint of a run that must be there."""
-    from noisebox import graph
-
     path = Path(graph.checkpoint(lineage.name, seed))
     if not path.exists():
         raise UserError(f"{path} does not exist; make it with: noisebox train {lineage.name} --seed {seed}")
     return path
-
-
-def _parent_checkpoint(lineage: "graph.Lineage", seed: int) -> Path | None:
-    return _checkpoint(lineage.parent, seed) if lineage.parent else None
 
 
 def say(line: str) -> None:
@@ -205,8 +195,6 @@ def say(line: str) -> None:
 @contextmanager
 def logged(verb: str, *subject: str) -> Iterator[None]:
     """Keep what a verb logs in `logs/<verb>/<subject>.log` as well; a mistake or a bug ends up there too."""
-    from noisebox import graph
-
     path = Path(graph.log_file(verb, *subject))
     path.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("noisebox")
@@ -217,11 +205,9 @@ def logged(verb: str, *subject: str) -> Iterator[None]:
     logger.addHandler(console)
     try:
         yield
-    except UserError as error:
-        file.handle(logger.makeRecord("noisebox", logging.ERROR, "", 0, str(error), (), None))
-        raise
-    except Exception:
-        file.handle(logger.makeRecord("noisebox", logging.ERROR, "", 0, "a bug:", (), sys.exc_info()))
+    except Exception as error:
+        said, trace = (str(error), None) if isinstance(error, UserError) else ("a bug:", sys.exc_info())
+        file.handle(logger.makeRecord("noisebox", logging.ERROR, "", 0, said, (), trace))
         raise
     finally:
         for handler in (file, console):

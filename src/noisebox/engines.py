@@ -68,10 +68,7 @@ def sync(root: Path) -> list[str]:
     order and noted in Snakemake's records; outputs of stale stages are dated long ago, so that they are made again.
     """
     with _repository(root) as repo:
-        try:
-            changed = set(repo.status())
-        except LockError as error:
-            raise UserError(f"DVC is at work in this repository; wait for it to end ({error})") from None
+        changed = set(repo.status())
         jobs = _jobs(repo)
         current: list[Any] = []
         stale: list[Any] = []
