@@ -43,23 +43,58 @@ def test_known_values_of_the_thousand_step_schedule():
     assert torch.cumprod(1 - betas, 0)[499].item() == pytest.approx(0.4938, abs=1e-4)
 
 
+@pytest.mark.parametrize("sigmas", [(1.0,), (1.0, 1.0, 2.0, 0.5)])
 @pytest.mark.parametrize("t", [0, 400, 999])
-def test_q_sample_has_the_moments_of_the_marginal(diffusion, t):
-    """q(x_t | x_0) = N(sqrt(alpha_bar) x_0, 1 - alpha_bar), Ho et al. 2020, equation 4."""
-    draws = 20_000
+def test_q_sample_has_the_moments_of_the_marginal(t, sigmas):
+    """q(x_t | x_0) = N(sqrt(alpha_bar) x_0, (1 - alpha_bar) sigma²), Ho et al. 2020, equation 4, for sigma 1."""
+    diffusion, draws = GaussianDiffusion(1000, SCALE, sigmas), 20_000
     x0 = torch.tensor([[[-2.0, -0.5, 0.5, 2.0]]]).expand(1, draws, 4)
     x_t = diffusion.q_sample(x0, torch.tensor([t]), normal((1, draws, 4), 0, "moments", t))
     alpha_bar = diffusion.alphas_cumprod[t].item()
-    deviation = math.sqrt(1 - alpha_bar)
-    error = (x_t.mean(1) - math.sqrt(alpha_bar) * x0[:, 0]).abs().max().item()
-    assert error < 4 * deviation / math.sqrt(draws)
-    assert x_t.std(1).flatten().tolist() == pytest.approx([deviation] * 4, rel=0.03)
+    deviation = math.sqrt(1 - alpha_bar) * torch.tensor(sigmas).expand(4)
+    error = (x_t.mean(1) - math.sqrt(alpha_bar) * x0[:, 0]).abs()[0]
+    assert (error < 4 * deviation / math.sqrt(draws)).all()
+    assert x_t.std(1).flatten().tolist() == pytest.approx(deviation.tolist(), rel=0.03)
 
 
-@given(t=st.integers(0, 999), seed=st.integers(0, 10_000))
+@pytest.mark.parametrize("sigmas", [(1.0,) * 4, (1.0, 1.0, 2.0, 0.5)])
+def test_snr_is_the_ratio_that_q_sample_shows(sigmas):
+    diffusion, draws = GaussianDiffusion(1000, SCALE, sigmas), 20_000
+    t = torch.tensor([10, 500, 900])
+    noise = normal((3, draws, 4), 0, "snr")
+    above, below = (diffusion.q_sample(torch.full_like(noise, sign), t, noise) for sign in (1.0, -1.0))
+    signal, added = (above - below) / 2, (above + below) / 2
+    measured = signal.square().mean(1) / added.var(1)
+    assert torch.allclose(diffusion.snr(t).float(), measured, rtol=0.05, atol=0)
+    assert (diffusion.snr(t)[0] > diffusion.snr(t)[1]).all()
+
+
+def test_sigmas_of_one_are_isotropic_noise_bit_for_bit():
+    plain, ones = GaussianDiffusion(1000, SCALE), GaussianDiffusion(1000, SCALE, (1.0, 1.0, 1.0, 1.0))
+    x0, noise = normal((2, 64, 50, 4), 0, "isotropic")
+    t = torch.arange(64) * 15
+    x_t = plain.q_sample(x0, t, noise)
+    assert torch.equal(ones.q_sample(x0, t, noise), x_t)
+    assert torch.equal(ones.predict_noise(x_t, t, x0), plain.predict_noise(x_t, t, x0))
+    assert torch.equal(ones.predict_x0(x_t, t, noise), plain.predict_x0(x_t, t, noise))
+    assert torch.equal(ones.snr(t), plain.snr(t).expand(-1, 4))
+
+
+def test_each_coordinate_knows_its_own_sigma_alone():
+    plain, wide = GaussianDiffusion(1000, SCALE), GaussianDiffusion(1000, SCALE, (1.0, 1.0, 2.0, 0.5))
+    x0, noise = normal((2, 3, 5, 4), 0, "coordinates")
+    t = torch.tensor([3, 500, 900])
+    assert torch.equal(wide.q_sample(x0, t, noise)[..., :2], plain.q_sample(x0, t, noise)[..., :2])
+    twice_and_half = noise * torch.tensor([1.0, 1.0, 2.0, 0.5])
+    assert torch.allclose(wide.q_sample(x0, t, noise), plain.q_sample(x0, t, twice_and_half), rtol=0, atol=1e-6)
+
+
+@given(
+    t=st.integers(0, 999), seed=st.integers(0, 10_000), sigmas=st.tuples(*[st.floats(0.1, 10)] * 4) | st.just((1.0,))
+)
 @settings(max_examples=30, deadline=None)
-def test_predictions_invert_q_sample(t, seed):
-    diffusion = GaussianDiffusion(1000, SCALE)
+def test_predictions_invert_q_sample(t, seed, sigmas):
+    diffusion = GaussianDiffusion(1000, SCALE, sigmas)
     x0, noise = normal((2, 3, 5, 4), seed, "inversion").double()
     times = torch.tensor([t, 999 - t, t])
     x_t = diffusion.q_sample(x0, times, noise)
@@ -88,5 +123,5 @@ def test_the_whole_image_and_nothing_are_the_corners_of_the_space(diffusion):
     assert diffusion.to_boxes(beyond, whwh).tolist() == [[[0.0, 50.0, 200.0, 50.0]]]
 
 
-def test_the_schedule_is_no_part_of_a_checkpoint(diffusion):
-    assert diffusion.state_dict() == {}
+def test_the_schedule_is_no_part_of_a_checkpoint():
+    assert GaussianDiffusion(1000, SCALE, (1.0, 1.0, 2.0, 2.0)).state_dict() == {}

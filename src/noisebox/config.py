@@ -5,6 +5,7 @@ Precedence, weakest first: the defaults below, the scale file, then each recipe 
 its `finetune:` section counts only where the recipe has a parent.
 """
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -17,6 +18,8 @@ from noisebox.files import read_yaml
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -26,6 +29,28 @@ class Section(BaseModel):
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+
+
+class GuidanceConfig(Section):
+    """Quality guidance at inference (after classifier guidance, Dhariwal and Nichol 2021): at each guided step the
+    noisy boxes climb `langevin_steps` times, by `scale`, the gradient of the quality that the head predicts.
+
+    `mode: final` guides the last sampling step alone. `normalise` gives each proposal's gradient unit length. `topk`
+    lets only so many proposals move, those with the highest class scores. Scale 0 is no guidance.
+    """
+
+    scale: NotNegative = 0.0
+    mode: Literal["final", "all"] = "all"
+    langevin_steps: Positive = 1
+    normalise: bool = True
+    topk: Positive | None = None
+
+
+class Sampling(Section):
+    """One way to sample from a checkpoint: so many steps, and with which guidance."""
+
+    steps: Positive
+    guidance: GuidanceConfig = GuidanceConfig()
 
 
 class SamplerConfig(Section):
@@ -38,8 +63,39 @@ class SamplerConfig(Section):
     nms_threshold: Fraction = 0.5
 
 
+class GeoFeatConfig(Section):
+    """Proposal geometry added to proposal features: in full at every time (`constant`), or less and less from t = 0 to
+    nothing at T (`fade`)."""
+
+    enabled: bool = False
+    schedule: Literal["constant", "fade"] = "constant"
+
+
+class GeoBiasConfig(Section):
+    """Geometry added to the logits of proposal self-attention, times `scale`; with `topk`, each proposal attends to
+    itself and its nearest others only, k in all."""
+
+    kind: Literal["none", "distance", "iou", "mlp"] = "none"
+    scale: NotNegative = 1.0
+    topk: Positive | None = None
+
+
+class AnisoNoiseConfig(Section):
+    """Standard deviations of the noise on box width and height, relative to that on the centre."""
+
+    sigma_w: AboveZero = 1.0
+    sigma_h: AboveZero = 1.0
+
+
 class DiffusionDetConfig(Section):
-    """Architecture of DiffusionDet: backbone, feature pyramid, dynamic head, diffusion of boxes."""
+    """Architecture of DiffusionDet: backbone, feature pyramid, dynamic head, diffusion of boxes.
+
+    The switches after `snr_scale` are off by default. `label_state`: each proposal carries a label, or none of the K
+    classes, embedded and added to its feature; alone it is the head's own last prediction (self-conditioning, Chen et
+    al. 2023, Analog Bits), with `label_d3pm` it is diffused by `label_kernel`. `use_distribution`: the state is a
+    distribution; training samples one label of it (`label_training: sampled`) or takes the expected embedding
+    (`expected`), evaluation always takes the expected one.
+    """
 
     backbone: str = "resnet50"
     pretrained: bool = False
@@ -54,15 +110,34 @@ class DiffusionDetConfig(Section):
     sampling_ratio: Positive = 2
     num_proposals: Positive = 500
     timesteps: Positive = 1000
-    snr_scale: Annotated[float, Field(gt=0)] = 2.0
+    snr_scale: AboveZero = 2.0
+    label_state: bool = False
+    label_d3pm: bool = False
+    label_kernel: Literal["mask", "uniform", "gaussian"] = "mask"
+    use_distribution: bool = False
+    label_training: Literal["sampled", "expected"] = "sampled"
+    geo_feat: GeoFeatConfig = GeoFeatConfig()
+    geo_bias: GeoBiasConfig = GeoBiasConfig()
+    self_attn: Literal["mha", "sdpa"] = "mha"
+    disable_self_attn: bool = False
+    aniso_noise: AnisoNoiseConfig = AnisoNoiseConfig()
+    quality_head: bool = False
     sampler: SamplerConfig = SamplerConfig()
 
     @model_validator(mode="after")
-    def _attention_divides(self) -> "DiffusionDetConfig":
+    def _switches_agree(self) -> "DiffusionDetConfig":
         if self.hidden_dim % self.attention_heads:
             raise ValueError(
                 f"hidden_dim {self.hidden_dim} must be a multiple of attention_heads {self.attention_heads}"
             )
+        if self.label_d3pm and not self.label_state:
+            raise ValueError("label_d3pm diffuses the label state: set label_state to true as well")
+        if self.use_distribution and not (self.label_d3pm and self.label_kernel != "gaussian"):
+            raise ValueError("use_distribution needs label_d3pm with label_kernel mask or uniform")
+        if self.label_training == "expected" and not self.use_distribution:
+            raise ValueError("label_training expected needs use_distribution")
+        if self.disable_self_attn and self.geo_bias != GeoBiasConfig():
+            raise ValueError("geo_bias acts on the self-attention that disable_self_attn takes away: choose one")
         return self
 
 
@@ -71,27 +146,68 @@ MODELS: dict[str, type[Section]] = {"diffusiondet": DiffusionDetConfig}
 
 
 class LossConfig(Section):
-    """Weights of the set-prediction loss and its dynamic-k matching (OTA, Ge et al. 2021)."""
+    """Weights of the set-prediction loss and its dynamic-k matching (OTA, Ge et al. 2021).
+
+    `cls_loss: qfl` is the quality focal loss (Li et al. 2020) with exponent `qfl_beta`. A box's loss is weighted by
+    its IoU with its object to the power `box_loss_iou_weight_power`. `graph_topo_loss_weight` holds the last stage's
+    attention against which proposals share an object.
+    """
 
     class_weight: float = 2.0
     l1_weight: float = 5.0
     giou_weight: float = 2.0
     focal_alpha: Fraction = 0.25
-    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    focal_gamma: NotNegative = 2.0
+    cls_loss: Literal["focal", "qfl"] = "focal"
+    qfl_beta: NotNegative = 2.0
+    box_loss_iou_weight_power: NotNegative = 0.0
+    graph_topo_loss_weight: NotNegative = 0.0
+    quality_weight: NotNegative = 1.0
     ota_k: Positive = 5
     deep_supervision: bool = True
+
+
+class DistillConfig(Section):
+    """How a student learns from a frozen teacher: the lineage's parent, or the lineage `teacher`, of the run's own
+    train seed or of `teacher_seed`.
+
+    `consistency`: both see the same noise at the same time. `sampler`: the teacher samples `teacher_steps` steps (eta
+    0, no renewal, no ensemble), and the student learns the outcome in its `student_steps` steps from the same noise.
+    Only the teacher's `top_k` most certain proposals count, by default a fifth of them (the published 100 of 500).
+    `supervision` weighs the loss against ground truth.
+    """
+
+    kind: Literal["consistency", "sampler"]
+    teacher: str | None = None
+    teacher_seed: Count | None = None
+    teacher_steps: Positive = 1
+    student_steps: Positive = 1
+    top_k: Positive | None = None
+    box_weight: NotNegative = 1.0
+    cls_weight: NotNegative = 1.0
+    supervision: NotNegative = 0.0
+
+    @model_validator(mode="after")
+    def _steps_fall(self) -> "DistillConfig":
+        if self.student_steps > self.teacher_steps:
+            raise ValueError(f"student_steps {self.student_steps} must not exceed teacher_steps {self.teacher_steps}")
+        if self.kind == "consistency" and self.teacher_steps > 1:
+            raise ValueError("kind consistency compares single predictions: leave teacher_steps at 1")
+        return self
 
 
 class SolverConfig(Section):
     """How a stage trains: `max_iter` is, if null, the scale's times `length`; the rate is `base_lr` × `lr_factor`."""
 
-    base_lr: Annotated[float, Field(gt=0)] = 2.5e-5
-    lr_factor: Annotated[float, Field(gt=0)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    backbone_multiplier: Annotated[float, Field(ge=0)] = 1.0
-    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    base_lr: AboveZero = 2.5e-5
+    lr_factor: AboveZero = 1.0
+    weight_decay: NotNegative = 1e-4
+    backbone_multiplier: NotNegative = 1.0
+    geo_feat_multiplier: AboveZero = 1.0
+    quality_head_multiplier: AboveZero = 1.0
+    clip_norm: NotNegative = 1.0
     max_iter: Positive | None = None
-    length: Annotated[float, Field(gt=0)] = 1.0
+    length: AboveZero = 1.0
     warmup_iters: Count = 0
     warmup_factor: Fraction = 0.01
     decay_at: list[Fraction] = []
@@ -161,7 +277,11 @@ class SmokeConfig(Section):
 
 
 class ScaleConfig(Section):
-    """A file of `params/scales/`: how big everything is."""
+    """A file of `params/scales/`: how big everything is.
+
+    `finetune` changes `solver` for stages that have a parent, the iterations that their `length` multiplies included.
+    `lengths` gives single lineages another length than their recipe does.
+    """
 
     dataset: str
     device: Literal["cpu", "cuda"] = "cpu"
@@ -171,6 +291,8 @@ class ScaleConfig(Section):
     eval_batch_size: Positive = 8
     image: ImageConfig = ImageConfig()
     solver: dict[str, Any] = {}
+    finetune: dict[str, Any] = {}
+    lengths: dict[str, AboveZero] = {}
     models: dict[str, dict[str, Any]] = {}
     smoke: SmokeConfig = SmokeConfig()
     resources: ResourcesConfig = ResourcesConfig()
@@ -191,25 +313,78 @@ class RecipeConfig(Section):
     loss: dict[str, Any] = {}
     solver: dict[str, Any] = {}
     finetune: dict[str, Any] = {}
+    distill: DistillConfig | None = None
+
+
+class PicturesConfig(Section):
+    """The picture grid: the first `images` validation images, and whose detections stand beside the ground truth."""
+
+    images: Count = 6
+    lineages: Annotated[list[str], Field(min_length=1)]
 
 
 class ProtocolConfig(Section):
-    """What every checkpoint is asked: each eval seed at each step count."""
+    """What checkpoints are asked: each eval seed at each step count."""
 
     eval_seeds: Annotated[list[Count], Field(min_length=1)]
     sample_steps: Annotated[list[Positive], Field(min_length=1)]
-    pictures: Count = 6
+
+    def asked(self) -> list[Sampling]:
+        """The ways to sample, each to be run under each eval seed."""
+        return [Sampling(steps=steps) for steps in self.sample_steps]
+
+
+class GuidanceProtocol(ProtocolConfig):
+    """Quality guidance: no guidance, and each scale above 0 × mode × number of Langevin steps."""
+
+    scales: Annotated[list[NotNegative], Field(min_length=1)]
+    modes: Annotated[list[Literal["final", "all"]], Field(min_length=1)]
+    langevin_steps: Annotated[list[Positive], Field(min_length=1)]
+
+    def asked(self) -> list[Sampling]:
+        grid = itertools.product(sorted(set(self.scales) - {0}), self.modes, self.langevin_steps)
+        guided = [GuidanceConfig(scale=scale, mode=mode, langevin_steps=count) for scale, mode, count in grid]
+        every = [GuidanceConfig(), *guided]
+        return [Sampling(steps=steps, guidance=guidance) for steps in self.sample_steps for guidance in every]
+
+
+class ProtocolsConfig(Section):
+    """The protocols by name. A lineage that is asked several is evaluated once, in all the ways that they ask for.
+
+    `main` makes the main table, `steps` the trade-off of AP and time, `guidance` the guidance sweep, `ablations` the
+    ablation table, `distillation` holds students against their teachers.
+    """
+
+    main: ProtocolConfig
+    steps: ProtocolConfig | None = None
+    guidance: GuidanceProtocol | None = None
+    ablations: ProtocolConfig | None = None
+    distillation: ProtocolConfig | None = None
+
+    def by_name(self) -> dict[str, ProtocolConfig]:
+        """Those that the experiment has."""
+        return {name: protocol for name in type(self).model_fields if (protocol := getattr(self, name)) is not None}
 
 
 class ExperimentConfig(Section):
-    """`params/experiment.yaml`: which scale, which lineages, which seeds, which protocol."""
+    """`params/experiment.yaml`: which scale, which lineages, which seeds, which protocols.
+
+    `recipes` are in use and smoke-tested; `scratch` are those trained from scratch, `parents` says what each of the
+    others goes on from. `lineages` are evaluated and reported, `asked` names the protocols of each: so naming one more
+    lineage is no reason to evaluate another again. `ablations` are groups of lineages that differ in one switch, each
+    variant's lineage by the variant's name.
+    """
 
     scale: str
     train_seeds: Annotated[list[Count], Field(min_length=1)]
     recipes: Annotated[list[str], Field(min_length=1)]
+    scratch: Annotated[list[str], Field(min_length=1)]
     parents: dict[str, list[str]] = {}
     lineages: Annotated[list[str], Field(min_length=1)]
-    evaluation: ProtocolConfig
+    asked: dict[str, Annotated[list[str], Field(min_length=1)]]
+    protocols: ProtocolsConfig
+    ablations: dict[str, dict[str, str]] = {}
+    pictures: PicturesConfig
 
     @model_validator(mode="after")
     def _lineages_are_planned(self) -> "ExperimentConfig":
@@ -221,7 +396,7 @@ class ExperimentConfig(Section):
                     fit = (
                         f"add {ancestor.parent.name!r} to parents.{ancestor.recipe}"
                         if ancestor.parent
-                        else f"add {ancestor.recipe!r} to recipes"
+                        else f"add {ancestor.recipe!r} to scratch"
                     )
                     raise ValueError(f"lineages names {name!r}, but nothing trains {ancestor.name!r}: {fit}")
             for recipe in lineage.parts:
@@ -229,10 +404,57 @@ class ExperimentConfig(Section):
                     raise ValueError(f"lineages names {name!r}, but recipes does not list {recipe!r}")
         return self
 
+    @model_validator(mode="after")
+    def _recipes_are_in_use(self) -> "ExperimentConfig":
+        grown = [recipe for recipe, parents in self.parents.items() if parents]
+        for place, names in (("scratch", self.scratch), ("parents", grown)):
+            for name in names:
+                if name not in self.recipes:
+                    raise ValueError(f"{place} names {name!r}, but {what_fits(name, self.recipes, 'recipes has')}")
+        return self
+
+    @model_validator(mode="after")
+    def _asked_agrees(self) -> "ExperimentConfig":
+        protocols = list(self.protocols.by_name())
+        shown = [name for group in self.ablations.values() for name in group.values()]
+        for place, names in (("asked", self.asked), ("ablations", shown), ("pictures", self.pictures.lineages)):
+            for name in names:
+                if name not in self.lineages:
+                    raise ValueError(f"{place} names {name!r}, but {what_fits(name, self.lineages, 'lineages has')}")
+        for lineage in self.lineages:
+            if lineage not in self.asked:
+                raise ValueError(f"lineages names {lineage!r}, but asked does not: give it protocols, such as [main]")
+            for name in self.asked[lineage]:
+                if name not in protocols:
+                    fit = what_fits(name, protocols, "protocols has")
+                    raise ValueError(f"asked.{lineage} names protocol {name!r}, but {fit}")
+        for name in shown:
+            if "ablations" not in self.asked[name]:
+                raise ValueError(f"ablations names {name!r}: add ablations to asked.{name}")
+        if "main" not in {name for names in self.asked.values() for name in names}:
+            raise ValueError("asked gives no lineage the protocol main, so the main table would be empty")
+        return self
+
     def planned_lineages(self) -> list[str]:
-        """Every lineage that has a training stage: the recipes without parents, then recipe by recipe."""
-        scratch = [recipe for recipe in self.recipes if recipe not in self.parents]
-        return scratch + [f"{parent}+{recipe}" for recipe, parents in self.parents.items() for parent in parents]
+        """Every lineage that has a training stage: those from scratch, then recipe by recipe."""
+        grown = [f"{parent}+{recipe}" for recipe, parents in self.parents.items() for parent in parents]
+        return [*self.scratch, *grown]
+
+    def lineages_asked(self, protocol: str) -> list[str]:
+        """The lineages that are asked a protocol, in the experiment's order."""
+        return [lineage for lineage in dict.fromkeys(self.lineages) if protocol in self.asked[lineage]]
+
+    def asked_of(self, lineage: str) -> dict[Sampling, list[int]]:
+        """What an evaluation of the lineage runs: each way to sample that a protocol asks for, with its eval seeds.
+
+        A lineage that the experiment does not name is asked the protocol main.
+        """
+        asked: dict[Sampling, set[int]] = {}
+        protocols = self.protocols.by_name()
+        for name in self.asked.get(lineage, ["main"]):
+            for sampling in protocols[name].asked():
+                asked.setdefault(sampling, set()).update(protocols[name].eval_seeds)
+        return {sampling: sorted(seeds) for sampling, seeds in asked.items()}
 
 
 class RunConfig(Section):
@@ -253,6 +475,7 @@ class RunConfig(Section):
     loss: LossConfig
     solver: SolverConfig
     smoke: SmokeConfig
+    distill: DistillConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -276,6 +499,8 @@ def load_scale(name: str, root: Path = Path()) -> ScaleConfig:
     for family in scale.models:
         if family not in MODELS:
             raise UserError(f"{path}: models.{family} is no family; these are: {', '.join(MODELS)}")
+    for lineage in scale.lengths:
+        _named(lineage, path, "lengths", root)
     return scale
 
 
@@ -290,18 +515,19 @@ def load_recipe(name: str, root: Path = Path()) -> RecipeConfig:
     return recipe
 
 
-def resolve(lineage: "graph.Lineage | str", seed: int, scale_name: str, root: Path = Path()) -> RunConfig:
-    """The configuration of one run; raises UserError naming file, key and what fits."""
-    lineage = graph.Lineage.parse(lineage) if isinstance(lineage, str) else lineage
+def resolve(
+    lineage: graph.Lineage | str, seed: int, scale_name: str, root: Path = Path(), *, smoke: bool = False
+) -> RunConfig:
+    """The configuration of one run; raises UserError naming file, key and what fits.
+
+    A distillation needs a teacher, but for its smoke run.
+    """
+    lineage = _parsed(lineage)
     scale = load_scale(scale_name, root)
-    recipes = [load_recipe(part, root) for part in lineage.parts]
+    recipes = _recipes(lineage, root)
     last, path = recipes[-1], root / graph.recipe_file(lineage.recipe)
-    for part, recipe in zip(lineage.parts, recipes, strict=True):
-        if recipe.family != last.family:
-            raise UserError(
-                f"lineage {lineage.name!r} mixes families: {part!r} is {recipe.family}, "
-                f"{lineage.recipe!r} is {last.family}"
-            )
+    if not smoke:
+        teacher_of(lineage, seed, root)
     scale_path = root / graph.scale_file(scale_name)
     model = scale.models.get(last.family, {})
     check_section(MODELS[last.family], model, scale_path, f"models.{last.family}")
@@ -311,6 +537,7 @@ def resolve(lineage: "graph.Lineage | str", seed: int, scale_name: str, root: Pa
         check_section(MODELS[last.family], model, root / graph.recipe_file(part), "model")
         check_section(LossConfig, loss, root / graph.recipe_file(part), "loss")
     check_section(SolverConfig, scale.solver, scale_path, "solver")
+    check_section(SolverConfig, scale.finetune, scale_path, "finetune")
     if "max_iter" not in scale.solver:
         raise UserError(f"{scale_path}: solver.max_iter is missing; give the iterations of a training from scratch")
     return RunConfig(
@@ -327,18 +554,72 @@ def resolve(lineage: "graph.Lineage | str", seed: int, scale_name: str, root: Pa
         image=scale.image,
         model=MODELS[last.family](**model),
         loss=LossConfig(**loss),
-        solver=_solver(scale.solver, last, lineage.parent is not None, path),
+        solver=_solver(scale, last, lineage, path),
         smoke=scale.smoke,
+        distill=last.distill,
     )
 
 
-def _solver(scale: dict[str, Any], recipe: RecipeConfig, has_parent: bool, path: Path) -> SolverConfig:
+def teacher_of(lineage: graph.Lineage | str, seed: int, root: Path = Path()) -> tuple[str, int] | None:
+    """Lineage and train seed of whom a run learns from, None where its last recipe distils nothing.
+
+    Raises UserError when there is nobody to learn from, or nobody of that name or family.
+    """
+    lineage = _parsed(lineage)
+    recipe, path = load_recipe(lineage.recipe, root), root / graph.recipe_file(lineage.recipe)
+    distill = recipe.distill
+    if distill is None:
+        return None
+    teacher = _named(distill.teacher, path, "distill.teacher", root) if distill.teacher else lineage.parent
+    if teacher is None:
+        raise UserError(
+            f"recipe {lineage.recipe!r} needs a teacher: start it from a parent, such as baseline+{lineage.recipe}, "
+            f"or name one under distill.teacher in {path}"
+        )
+    if lineage in teacher.ancestry():
+        raise UserError(f"{path}: distill.teacher: {teacher.name!r} goes through {lineage.name!r}, the student itself")
+    family = load_recipe(teacher.recipe, root).family
+    if family != recipe.family:
+        raise UserError(f"{path}: distill.teacher: {teacher.name!r} is {family}, the student is {recipe.family}")
+    return teacher.name, seed if distill.teacher_seed is None else distill.teacher_seed
+
+
+def _recipes(lineage: graph.Lineage, root: Path) -> list[RecipeConfig]:
+    """Those of a lineage, first to last; raises UserError when one does not exist or is of another family."""
+    recipes = [load_recipe(part, root) for part in lineage.parts]
+    for part, recipe in zip(lineage.parts, recipes, strict=True):
+        if recipe.family != recipes[-1].family:
+            raise UserError(
+                f"lineage {lineage.name!r} mixes families: {part!r} is {recipe.family}, "
+                f"{lineage.recipe!r} is {recipes[-1].family}"
+            )
+    return recipes
+
+
+def _named(name: str, path: Path, key: str, root: Path) -> graph.Lineage:
+    """The lineage that a file names under `key`; raises UserError when its recipes do not exist."""
+    try:
+        lineage = graph.Lineage.parse(name)
+        _recipes(lineage, root)
+    except UserError as error:
+        raise UserError(f"{path}: {key}: {error}") from None
+    return lineage
+
+
+def _parsed(lineage: graph.Lineage | str) -> graph.Lineage:
+    return graph.Lineage.parse(lineage) if isinstance(lineage, str) else lineage
+
+
+def _solver(scale: ScaleConfig, recipe: RecipeConfig, lineage: graph.Lineage, path: Path) -> SolverConfig:
     check_section(SolverConfig, recipe.solver, path, "solver")
     check_section(SolverConfig, recipe.finetune, path, "finetune")
-    own = _merge(recipe.solver, recipe.finetune if has_parent else {})
-    solver = check_section(SolverConfig, _merge({**scale, "max_iter": None}, own), path, "solver")
-    iterations = solver.max_iter or max(1, round(scale["max_iter"] * solver.length))
-    return solver.model_copy(update={"max_iter": iterations})
+    given, own = scale.solver, recipe.solver
+    if lineage.parent:
+        given, own = _merge(given, scale.finetune), _merge(own, recipe.finetune)
+    solver = check_section(SolverConfig, _merge({**given, "max_iter": None}, own), path, "solver")
+    length = scale.lengths.get(lineage.name, solver.length)
+    iterations = solver.max_iter or max(1, round(given["max_iter"] * length))
+    return solver.model_copy(update={"max_iter": iterations, "length": length})
 
 
 def _merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ same for every device.
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,35 @@ def normal(shape: tuple[int, ...], seed: int, purpose: str, *index: int | str) -
     import torch
 
     return torch.randn(shape, generator=torch_generator(seed, purpose, *index))
+
+
+def uniform(shape: tuple[int, ...], seed: int, purpose: str, *index: int | str) -> "torch.Tensor":
+    """Float32 numbers of `shape`, uniform in [0, 1), for the key, on the CPU."""
+    import torch
+
+    return torch.rand(shape, generator=torch_generator(seed, purpose, *index))
+
+
+class KeyedRows:
+    """Noise for N rows that are computed together, each row's by its own key (seed, purpose, *index)."""
+
+    def __init__(self, keys: Sequence[tuple[int, tuple[int, ...]]], device: "torch.device | str") -> None:
+        """`keys`: a (seed, index) for each row."""
+        self.keys = keys
+        self.device = device
+
+    def normal(self, purpose: str, shape: tuple[int, ...]) -> "torch.Tensor":
+        """Standard normal (N, *shape)."""
+        return self._stacked(normal, purpose, shape)
+
+    def uniform(self, purpose: str, shape: tuple[int, ...]) -> "torch.Tensor":
+        """Uniform in [0, 1), (N, *shape)."""
+        return self._stacked(uniform, purpose, shape)
+
+    def _stacked(self, draw: "Callable[..., torch.Tensor]", purpose: str, shape: tuple[int, ...]) -> "torch.Tensor":
+        import torch
+
+        return torch.stack([draw(shape, seed, purpose, *index) for seed, index in self.keys]).to(self.device)
 
 
 @contextmanager

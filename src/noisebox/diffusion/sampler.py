@@ -1,8 +1,9 @@
-"""Sampling of boxes: DDIM steps with box renewal, an ensemble over the steps, and suppression of duplicates.
+"""Sampling of boxes: DDIM steps with box renewal, quality guidance, an ensemble over the steps, and suppression of
+duplicates.
 
-The sampler is given a denoiser (boxes and t in, class logits and better boxes out) and knows nothing else of the
-detector. A row is one image under one eval seed; rows share nothing, so any rows may be sampled together. A proposal
-keeps its place along the trajectory: renewal replaces in place, and without renewal nothing is ever permuted.
+The sampler is given a denoiser (boxes, t and labels in, class logits and better boxes out) and knows nothing else of
+the detector. A row is one image under one eval seed; rows share nothing, so any rows may be sampled together. A
+proposal keeps its place along the trajectory: renewal replaces in place, and without renewal nothing is ever permuted.
 """
 
 import itertools
@@ -12,19 +13,28 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
-from noisebox.config import SamplerConfig
+from noisebox.config import GuidanceConfig, SamplerConfig, Sampling
 from noisebox.diffusion.gaussian import GaussianDiffusion
+from noisebox.diffusion.labels import LabelProcess
 from noisebox.errors import UserError
-from noisebox.randomness import normal
+from noisebox.randomness import KeyedRows
+
+NO_QUALITY_HEAD = (
+    "quality guidance needs a detector with a quality head, which this one lacks: train it with a recipe that sets "
+    "model.quality_head, such as qhead, or leave the guidance scale at 0"
+)
 
 
 class Prediction(NamedTuple):
-    """What the denoiser says of N rows: `logits` (N, P, K), `boxes_xyxy` (N, P, 4) in pixels of the resized image."""
+    """What the denoiser says of N rows: `logits` (N, P, K), `boxes_xyxy` (N, P, 4) in pixels of the resized image, and
+    with a quality head `quality` (N, P), the logit of each box's IoU with its object."""
 
     logits: Tensor
     boxes_xyxy: Tensor
+    quality: Tensor | None = None
 
 
 class RowKey(NamedTuple):
@@ -42,7 +52,8 @@ class ScoredBoxes(NamedTuple):
     labels: Tensor
 
 
-Denoise = Callable[[Tensor, Tensor], Prediction]
+# Noisy boxes (N, P, 4) in pixels, times t (N,) and, where proposals carry labels, their state (N, P, K + 1).
+Denoise = Callable[[Tensor, Tensor, Tensor | None], Prediction]
 
 
 def sampling_times(timesteps: int, steps: int) -> list[tuple[int, int]]:
@@ -57,55 +68,107 @@ def sampling_times(timesteps: int, steps: int) -> list[tuple[int, int]]:
 
 
 class BoxSampler:
-    """DDIM (Song et al. 2021) over boxes with the additions of DiffusionDet (Chen et al. 2023, section 3.4)."""
+    """DDIM (Song et al. 2021) over boxes with the additions of DiffusionDet (Chen et al. 2023, section 3.4), and beside
+    each box, where `labels` is given, the diffusion of its label."""
 
-    def __init__(self, diffusion: GaussianDiffusion, config: SamplerConfig, num_proposals: int) -> None:
+    def __init__(
+        self,
+        diffusion: GaussianDiffusion,
+        config: SamplerConfig,
+        num_proposals: int,
+        labels: LabelProcess | None = None,
+    ) -> None:
         self.diffusion = diffusion
         self.config = config
         self.num_proposals = num_proposals
+        self.labels = labels
 
     def trajectory(
-        self, denoise: Denoise, keys: Sequence[RowKey], image_whwh: Tensor, steps: int
+        self, denoise: Denoise, keys: Sequence[RowKey], image_whwh: Tensor, sampling: Sampling
     ) -> Iterator[Prediction]:
-        """The denoiser's prediction at each of `steps` steps, for N rows of images of size `image_whwh` (N, 4)."""
-        alphas_cumprod = self.diffusion.alphas_cumprod.tolist()
-        x_t = self._noise("sampler start", keys, 0, image_whwh)
-        for step, (time, next_time) in enumerate(sampling_times(self.diffusion.timesteps, steps)):
+        """The denoiser's prediction at each step, for N rows of images of size `image_whwh` (N, 4).
+
+        Guidance needs a denoiser that predicts the quality. No gradient passes from one step to the next.
+        """
+        noise = self._noise(keys, 0, image_whwh)
+        x_t = self._gaussian(noise, "sampler start")
+        state = self.labels.start(self.num_proposals, noise) if self.labels else None
+        for step, (time, next_time) in enumerate(sampling_times(self.diffusion.timesteps, sampling.steps)):
             t = torch.full((len(keys),), time, dtype=torch.int64, device=x_t.device)
-            prediction = denoise(self.diffusion.to_boxes(x_t, image_whwh), t)
+            guidance = sampling.guidance
+            if guidance.scale > 0 and (guidance.mode == "all" or next_time < 0):
+                x_t = self._climb(denoise, x_t, t, state, image_whwh, guidance)
+            prediction = denoise(self.diffusion.to_boxes(x_t, image_whwh), t, state)
             yield prediction
             if next_time < 0:
                 return
+            prediction = Prediction(prediction.logits.detach(), prediction.boxes_xyxy.detach())
+            noise = self._noise(keys, step, image_whwh)
             x0 = self.diffusion.clamp(self.diffusion.from_boxes(prediction.boxes_xyxy, image_whwh))
-            noise = self.diffusion.predict_noise(x_t, t, x0)
-            sigma = self._sigma(alphas_cumprod[time], alphas_cumprod[next_time])
-            direction = math.sqrt(max(0.0, 1 - alphas_cumprod[next_time] - sigma**2))
-            x_t = math.sqrt(alphas_cumprod[next_time]) * x0 + direction * noise
-            if sigma > 0:
-                x_t = x_t + sigma * self._noise("sampler step", keys, step, image_whwh)
+            x_t = self._ddim_step(x_t, x0, t, (time, next_time), noise)
+            if self.labels and state is not None:
+                state = self.labels.advance(state, prediction.logits, time, next_time, noise)
             if self.config.box_renewal:
                 strong = prediction.logits.sigmoid().amax(-1, keepdim=True) > self.config.renewal_threshold
-                x_t = torch.where(strong, x_t, self._noise("sampler renewal", keys, step, image_whwh))
+                x_t = torch.where(strong, x_t, self._gaussian(noise, "sampler renewal"))
+                if self.labels and state is not None:
+                    state = torch.where(strong, state, self.labels.start(self.num_proposals, noise, "label renewal"))
 
-    def sample(self, denoise: Denoise, keys: Sequence[RowKey], image_whwh: Tensor, steps: int) -> list[ScoredBoxes]:
+    def sample(
+        self, denoise: Denoise, keys: Sequence[RowKey], image_whwh: Tensor, sampling: Sampling
+    ) -> list[ScoredBoxes]:
         """What is found in each of N rows: per-class NMS over the ensemble's steps, scores falling.
 
         `ensemble: public` leaves the last of several steps out, as the public code does.
         """
-        visited = [self._strongest(prediction) for prediction in self.trajectory(denoise, keys, image_whwh, steps)]
+        visited = [self._strongest(prediction) for prediction in self.trajectory(denoise, keys, image_whwh, sampling)]
         kept = {"all": visited, "public": visited[:-1] or visited, "none": visited[-1:]}[self.config.ensemble]
         merged = ScoredBoxes(*(torch.cat(parts, dim=1) for parts in zip(*kept, strict=True)))
         return [self._suppress(ScoredBoxes(*row)) for row in zip(*merged, strict=True)]
 
-    def _sigma(self, alpha_bar: float, next_alpha_bar: float) -> float:
-        """The noise that a step adds anew (Song et al. 2021, equation 16)."""
-        return self.config.eta * math.sqrt((1 - alpha_bar / next_alpha_bar) * (1 - next_alpha_bar) / (1 - alpha_bar))
+    def _ddim_step(self, x_t: Tensor, x0: Tensor, t: Tensor, times: tuple[int, int], noise: KeyedRows) -> Tensor:
+        """x at the second of `times`, from x_t at the first: the predicted x_0 and the noise that it implies, and new
+        noise as `eta` says (Song et al. 2021, equations 12 and 16)."""
+        alpha_bar, next_alpha_bar = (self.diffusion.alpha_bars[time] for time in times)
+        fresh = self.config.eta * math.sqrt((1 - alpha_bar / next_alpha_bar) * (1 - next_alpha_bar) / (1 - alpha_bar))
+        direction = math.sqrt(max(0.0, 1 - next_alpha_bar - fresh**2))
+        implied = self.diffusion.sigmas.to(x_t.dtype) * self.diffusion.predict_noise(x_t, t, x0)
+        x_next = math.sqrt(next_alpha_bar) * x0 + direction * implied
+        return x_next + fresh * self._gaussian(noise, "sampler step") if fresh > 0 else x_next
 
-    def _noise(self, purpose: str, keys: Sequence[RowKey], step: int, like: Tensor) -> Tensor:
-        """Standard normal (N, P, 4) on the device of `like`, each row by its own key."""
-        shape = (self.num_proposals, 4)
-        rows = [normal(shape, key.eval_seed, purpose, key.image_id, step) for key in keys]
-        return torch.stack(rows).to(like.device)
+    def _climb(
+        self,
+        denoise: Denoise,
+        x_t: Tensor,
+        t: Tensor,
+        state: Tensor | None,
+        image_whwh: Tensor,
+        guidance: GuidanceConfig,
+    ) -> Tensor:
+        """x_t moved uphill on the log of the predicted quality: Langevin steps without their noise, because the best
+        box is wanted and not a sample."""
+        for _ in range(guidance.langevin_steps):
+            with torch.enable_grad():
+                x = x_t.detach().requires_grad_()
+                prediction = denoise(self.diffusion.to_boxes(x, image_whwh), t, state)
+                if prediction.quality is None:
+                    raise UserError(NO_QUALITY_HEAD)
+                (gradient,) = torch.autograd.grad(F.logsigmoid(prediction.quality).sum(), x)
+            if guidance.normalise:
+                gradient = F.normalize(gradient, dim=-1)
+            if guidance.topk is not None:
+                scores = prediction.logits.detach().amax(-1)
+                best = scores.topk(min(guidance.topk, self.num_proposals)).indices
+                gradient = gradient * torch.zeros_like(scores).scatter_(-1, best, 1.0)[..., None]
+            x_t = x_t + guidance.scale * gradient
+        return x_t
+
+    def _noise(self, keys: Sequence[RowKey], step: int, like: Tensor) -> KeyedRows:
+        return KeyedRows([(key.eval_seed, (key.image_id, step)) for key in keys], like.device)
+
+    def _gaussian(self, noise: KeyedRows, purpose: str) -> Tensor:
+        """Noise (N, P, 4) with the standard deviations of the diffusion."""
+        return noise.normal(purpose, (self.num_proposals, 4)) * self.diffusion.sigmas.float()
 
     def _strongest(self, prediction: Prediction) -> ScoredBoxes:
         """The P highest class scores of each row with their boxes; a proposal may appear under several classes."""
