@@ -15,7 +15,7 @@ import torch
 from noisebox.config import DiffusionDetConfig, LossConfig
 from noisebox.diffusion.gaussian import GaussianDiffusion
 from noisebox.models.diffusiondet.criterion import set_prediction_loss
-from noisebox.models.diffusiondet.head import DynamicHead
+from noisebox.models.diffusiondet.head import DynamicHead, HeadOutput
 from noisebox.models.diffusiondet.matcher import PaddedTargets, dynamic_k_matches, matching_cost, pairwise_iou
 from noisebox.models.diffusiondet.pooling import Pyramid
 from noisebox.structures import Targets
@@ -47,7 +47,7 @@ def stages(golden, diffusion):
     pyramid = Pyramid.of([arrays[f"feat_p{level}"] for level in (2, 3, 4, 5)])
     boxes = diffusion.to_boxes(arrays["x_t"], arrays["image_whwh"])
     with torch.no_grad():
-        return head(pyramid, boxes, arrays["t"], torch.arange(2))
+        return head(pyramid, boxes, arrays["t"], torch.arange(2), arrays["image_whwh"])
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,12 @@ def close(ours, theirs):
 
 
 def test_every_stage(golden, stages):
-    logits, boxes = stages
-    assert close(logits, golden[1]["stage_logits"])
-    assert close(boxes, golden[1]["stage_boxes"])
+    assert close(stages.logits, golden[1]["stage_logits"])
+    assert close(stages.boxes_xyxy, golden[1]["stage_boxes"])
 
 
 def test_x_start(golden, diffusion, stages):
-    x_start = diffusion.clamp(diffusion.from_boxes(stages[1][-1], golden[1]["image_whwh"]))
+    x_start = diffusion.clamp(diffusion.from_boxes(stages.boxes_xyxy[-1], golden[1]["image_whwh"]))
     assert close(x_start, golden[1]["pred_x_start"])
 
 
@@ -102,9 +101,8 @@ def test_who_is_matched_with_whom(golden, targets, loss_config, image):
 
 def test_every_loss(golden, targets, loss_config):
     arrays = golden[1]
-    terms = set_prediction_loss(
-        arrays["match_logits"][None], arrays["match_boxes"][None], targets, arrays["image_whwh"], loss_config
-    )
+    said = HeadOutput(arrays["match_logits"][None], arrays["match_boxes"][None])
+    terms = set_prediction_loss(said, targets, arrays["image_whwh"], loss_config)
     weights = {
         "loss_ce": loss_config.class_weight,
         "loss_bbox": loss_config.l1_weight,

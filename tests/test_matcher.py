@@ -9,6 +9,7 @@ from torchvision.ops import box_iou, generalized_box_iou
 
 from noisebox.config import LossConfig
 from noisebox.models.diffusiondet.criterion import set_prediction_loss
+from noisebox.models.diffusiondet.head import HeadOutput
 from noisebox.models.diffusiondet.matcher import (
     PaddedTargets,
     dynamic_k_matches,
@@ -172,7 +173,7 @@ def test_losses_of_a_batch_without_objects_are_finite_and_reach_every_prediction
     logits, boxes, targets, whwh = random_case((0, 0), stages=2)
     logits.requires_grad_()
     boxes.requires_grad_()
-    terms = set_prediction_loss(logits, boxes, PaddedTargets.of(targets), whwh, CONFIG)
+    terms = set_prediction_loss(HeadOutput(logits, boxes), PaddedTargets.of(targets), whwh, CONFIG)
     sum(terms.values()).backward()
     assert set(terms) == {"loss_ce", "loss_bbox", "loss_giou", "loss_ce_0", "loss_bbox_0", "loss_giou_0"}
     assert terms["loss_bbox"] == 0
@@ -185,7 +186,7 @@ def test_losses_of_a_batch_without_objects_are_finite_and_reach_every_prediction
 def test_the_loss_is_the_sum_over_matches_divided_by_their_number():
     logits, boxes, targets, whwh = random_case((3, 2))
     padded = PaddedTargets.of(targets)
-    terms = set_prediction_loss(logits, boxes, padded, whwh, CONFIG)
+    terms = set_prediction_loss(HeadOutput(logits, boxes), padded, whwh, CONFIG)
     matched, gt_index = match(logits[0], boxes[0], padded, whwh, CONFIG)
     l1 = giou = 0.0
     for image, proposal in matched.nonzero().tolist():
@@ -196,8 +197,7 @@ def test_the_loss_is_the_sum_over_matches_divided_by_their_number():
     assert math.isclose(terms["loss_bbox"].item(), 5 * l1 / count, rel_tol=1e-5)
     assert math.isclose(terms["loss_giou"].item(), 2 * giou / count, rel_tol=1e-5)
     only_last = set_prediction_loss(
-        logits.repeat(3, 1, 1, 1),
-        boxes.repeat(3, 1, 1, 1),
+        HeadOutput(logits.repeat(3, 1, 1, 1), boxes.repeat(3, 1, 1, 1)),
         padded,
         whwh,
         CONFIG.model_copy(update={"deep_supervision": False}),

@@ -1,4 +1,4 @@
-"""The set-prediction loss: focal, L1 and generalised IoU over matched proposals, at every stage of the head."""
+"""The set-prediction loss: classes, boxes and their quality at every stage of the head, and the last stage's graph."""
 
 import torch
 from torch import Tensor, distributed
@@ -6,42 +6,97 @@ from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from noisebox.config import LossConfig
-from noisebox.models.diffusiondet.matcher import PaddedTargets, match
+from noisebox.models.diffusiondet.head import HeadOutput
+from noisebox.models.diffusiondet.matcher import Matches, PaddedTargets, match, pairwise_iou
+
+# Attention below this costs no more: a sparse graph has edges that are exactly zero.
+LEAST_ATTENTION = 1e-8
 
 
 def set_prediction_loss(
-    logits: Tensor, boxes_xyxy: Tensor, targets: PaddedTargets, image_whwh: Tensor, config: LossConfig
+    output: HeadOutput, targets: PaddedTargets, image_whwh: Tensor, config: LossConfig
 ) -> dict[str, Tensor]:
-    """Weighted scalars `loss_ce`, `loss_bbox`, `loss_giou` of the last stage and, with deep supervision, the same with
-    `_0`, `_1`, … of the stages before it.
+    """Weighted scalars `loss_ce`, `loss_bbox`, `loss_giou`, and with a quality head `loss_quality`, of the last stage;
+    with deep supervision, the same with `_0`, `_1`, … of the stages before it; of the last alone, `loss_graph` where
+    it has a weight and the head says its attention.
 
-    `logits`: (S, N, P, K). `boxes_xyxy`: (S, N, P, 4) in pixels. `image_whwh`: (N, 4). Each stage is matched anew and
-    its sums are divided by the number of its matched proposals in the whole batch, over all processes.
+    `image_whwh`: (N, 4). Each stage is matched anew and its sums are divided by the number of its matched proposals in
+    the whole batch, over all processes; the quality's is a mean over all proposals.
     """
     if not config.deep_supervision:
-        logits, boxes_xyxy = logits[-1:], boxes_xyxy[-1:]
-    matched, gt_index = match(logits.detach(), boxes_xyxy.detach(), targets, image_whwh, config)
+        output = _last_stage(output)
+    logits, boxes_xyxy, quality, attention = output
+    matches = match(logits.detach(), boxes_xyxy.detach(), targets, image_whwh, config)
+    matched, gt_index = matches
     labels = targets.labels.expand(len(logits), -1, -1).gather(-1, gt_index)
     goals = targets.boxes_xyxy.expand(len(logits), -1, -1, -1).gather(-2, gt_index[..., None].expand_as(boxes_xyxy))
     one_hot = F.one_hot(labels, logits.shape[-1]) * matched[..., None]
     # An unmatched proposal stands at its goal, which gives it neither loss nor gradient, whatever its box is.
     boxes = torch.where(matched[..., None], boxes_xyxy, goals)
 
-    focal = sigmoid_focal_loss(logits, one_hot.to(logits.dtype), config.focal_alpha, config.focal_gamma)
+    if config.cls_loss == "qfl":
+        classes = quality_focal_loss(logits, one_hot * _own_iou(boxes, goals)[..., None], config.qfl_beta)
+    else:
+        classes = sigmoid_focal_loss(logits, one_hot.to(logits.dtype), config.focal_alpha, config.focal_gamma)
     l1 = (boxes - goals).abs() / image_whwh[:, None]
     giou = generalized_box_iou_loss(boxes, goals) * matched
+    if config.box_loss_iou_weight_power > 0:
+        weight = _own_iou(boxes, goals) ** config.box_loss_iou_weight_power
+        l1, giou = l1 * weight[..., None], giou * weight
     count = _mean_over_processes(matched.sum((1, 2)).to(logits.dtype)).clamp(min=1)
     terms = {
-        "loss_ce": config.class_weight * focal.sum((1, 2, 3)) / count,
+        "loss_ce": config.class_weight * classes.sum((1, 2, 3)) / count,
         "loss_bbox": config.l1_weight * l1.sum((1, 2, 3)) / count,
         "loss_giou": config.giou_weight * giou.sum((1, 2)) / count,
     }
+    if quality is not None:
+        terms["loss_quality"] = config.quality_weight * _quality_loss(quality, boxes_xyxy, targets)
     last = len(logits) - 1
-    return {
+    losses = {
         name if stage == last else f"{name}_{stage}": values[stage]
         for stage in (last, *range(last))
         for name, values in terms.items()
     }
+    if config.graph_topo_loss_weight > 0 and attention is not None:
+        graph = _graph_loss(attention, Matches(matched[last], gt_index[last]))
+        losses["loss_graph"] = config.graph_topo_loss_weight * graph / count[last]
+    return losses
+
+
+def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float) -> Tensor:
+    """Cross-entropy of sigmoid(`logits`) with targets `quality` in [0, 1], times |target - sigmoid|^`beta`; all of one
+    shape (QFL, Li et al. 2020, generalized focal loss, section 3.2). Targets 0 and 1 give the focal loss without alpha.
+    """
+    distance = (quality - logits.sigmoid()).abs()
+    return distance**beta * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+
+
+def _quality_loss(quality: Tensor, boxes_xyxy: Tensor, targets: PaddedTargets) -> Tensor:
+    """(S,): mean cross-entropy of `quality` (S, N, P), logits, with each box's best IoU with any object, 0 without."""
+    iou, _ = pairwise_iou(boxes_xyxy.detach(), targets.boxes_xyxy)
+    best = iou.masked_fill(~targets.valid[:, None], 0).amax(-1)
+    return F.binary_cross_entropy_with_logits(quality, best, reduction="none").mean((1, 2))
+
+
+def _graph_loss(attention: Tensor, matches: Matches) -> Tensor:
+    """How far matched proposals are from attending to those matched to the same object, themselves included, and to
+    all of these alike: cross-entropy of rows of `attention` (N, P, P), summed over matched proposals."""
+    matched, gt_index = matches
+    adjacent = matched[:, :, None] & matched[:, None] & (gt_index[:, :, None] == gt_index[:, None])
+    goal = adjacent / adjacent.sum(-1, keepdim=True).clamp(min=1)
+    return (goal * -attention.float().clamp(min=LEAST_ATTENTION).log()).sum()
+
+
+@torch.no_grad()
+def _own_iou(boxes_xyxy: Tensor, goals_xyxy: Tensor) -> Tensor:
+    """The IoU (...) of each of `boxes_xyxy` (..., 4) with its own of `goals_xyxy` (..., 4), without gradient."""
+    iou, _ = pairwise_iou(boxes_xyxy[..., None, :], goals_xyxy[..., None, :])
+    return iou[..., 0, 0]
+
+
+def _last_stage(output: HeadOutput) -> HeadOutput:
+    quality = None if output.quality is None else output.quality[-1:]
+    return HeadOutput(output.logits[-1:], output.boxes_xyxy[-1:], quality, output.attention)
 
 
 def _mean_over_processes(count: Tensor) -> Tensor:

@@ -1,24 +1,30 @@
 """DiffusionDet (Chen et al. 2023): detection as denoising of boxes, in one page."""
 
 from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from noisebox.config import DiffusionDetConfig, LossConfig
+from noisebox.config import DiffusionDetConfig, DistillConfig, LossConfig, Sampling
 from noisebox.diffusion.gaussian import GaussianDiffusion
-from noisebox.diffusion.sampler import BoxSampler, Prediction, RowKey, ScoredBoxes
+from noisebox.diffusion.labels import label_process
+from noisebox.diffusion.sampler import NO_QUALITY_HEAD, BoxSampler, Denoise, Prediction, RowKey, ScoredBoxes
+from noisebox.errors import UserError
 from noisebox.models import Detector
 from noisebox.models.backbone import Backbone
 from noisebox.models.diffusiondet.criterion import set_prediction_loss
-from noisebox.models.diffusiondet.head import DynamicHead
+from noisebox.models.diffusiondet.distillation import check_teacher, consistency_terms, sampler_terms
+from noisebox.models.diffusiondet.head import DynamicHead, HeadOutput, box_monitors
 from noisebox.models.diffusiondet.matcher import PaddedTargets
 from noisebox.models.diffusiondet.pooling import Pyramid
-from noisebox.randomness import normal, numpy_generator, torch_generator
+from noisebox.randomness import KeyedRows, torch_generator
 from noisebox.structures import Batch, Detections, Targets
 
-# Bounds the memory of one pass of the head in evaluation: about 0.25 MB a proposal at the published width.
+# Bounds the memory of one pass of the head in evaluation: about 0.25 MB a proposal at the published width, and some
+# ten times that with guidance, whose gradient needs what all stages computed.
 PROPOSALS_PER_PASS = 8192
+GUIDED_PROPOSALS_PER_PASS = 1024
 
 WHOLE_IMAGE_CXCYWH = (0.5, 0.5, 1.0, 1.0)
 
@@ -29,83 +35,155 @@ class DiffusionDet(Detector):
     def __init__(
         self, config: DiffusionDetConfig, loss: LossConfig, num_classes: int, fetch_weights: bool = True
     ) -> None:
+        """Raises UserError when the loss asks for what the model does not have."""
         super().__init__()
+        if config.disable_self_attn and loss.graph_topo_loss_weight > 0:
+            raise UserError("loss.graph_topo_loss_weight needs the attention that model.disable_self_attn takes away")
         self.config = config
         self.loss = loss
+        self.num_classes = num_classes
         self.backbone = Backbone(config.backbone, config.hidden_dim, config.pretrained, fetch_weights)
         self.head = DynamicHead(config, num_classes)
-        self.diffusion = GaussianDiffusion(config.timesteps, config.snr_scale)
-        self.sampler = BoxSampler(self.diffusion, config.sampler, config.num_proposals)
+        noise = config.aniso_noise
+        self.diffusion = GaussianDiffusion(config.timesteps, config.snr_scale, (1.0, 1.0, noise.sigma_w, noise.sigma_h))
+        self.labels = label_process(config, num_classes)
+        self.sampler = BoxSampler(self.diffusion, config.sampler, config.num_proposals, self.labels)
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        """Those of the network and its feature pyramid, which are one backbone in the public code as well."""
-        return list(self.backbone.parameters())
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """Network and feature pyramid are one backbone, as in the public code."""
+        head = list(self.head.named_parameters())
+        return {
+            "backbone": list(self.backbone.parameters()),
+            "geo_feat": [parameter for name, parameter in head if ".geo_feat." in name],
+            "quality_head": [parameter for name, parameter in head if ".quality." in name],
+        }
 
     def encode(self, batch: Batch) -> Pyramid:
         return Pyramid.of(self.backbone(batch.images, batch.sizes_hw))
 
     def forward(self, batch: Batch, seed: int, step: int) -> dict[str, Tensor]:
-        image_whwh = _whwh(batch.sizes_hw)
-        x_t, t = self.noisy_boxes(batch, seed, step)
-        every_image = torch.arange(len(batch), device=t.device)
-        logits, boxes = self.head(self.encode(batch), self.diffusion.to_boxes(x_t, image_whwh), t, every_image)
-        return set_prediction_loss(logits, boxes, PaddedTargets.of(batch.targets), image_whwh, self.loss)
+        pyramid, noisy = self.encode(batch), self.noisy_proposals(batch, seed, step)
+        if self.labels and self.labels.self_conditioned:
+            noisy = self._self_conditioned(pyramid, batch, noisy, seed, step)
+        output = self.look(pyramid, batch, noisy)
+        return {**self.supervised(output, batch), **box_monitors(output)}
 
-    def noisy_boxes(self, batch: Batch, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def look(self, pyramid: Pyramid, batch: Batch, noisy: "NoisyProposals") -> HeadOutput:
+        """What the head says of the noisy proposals of a training batch."""
+        image_whwh = _whwh(batch.sizes_hw)
+        boxes_xyxy = self.diffusion.to_boxes(noisy.x_t, image_whwh)
+        every_image = torch.arange(len(batch), device=noisy.t.device)
+        want_attention = self.loss.graph_topo_loss_weight > 0
+        output: HeadOutput = self.head(
+            pyramid, boxes_xyxy, noisy.t, every_image, image_whwh, noisy.labels, want_attention
+        )
+        return output
+
+    def supervised(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
+        """The loss of what the head said against ground truth."""
+        return set_prediction_loss(output, PaddedTargets.of(batch.targets), _whwh(batch.sizes_hw), self.loss)
+
+    def noisy_proposals(self, batch: Batch, seed: int, step: int) -> "NoisyProposals":
         """What the head is trained on: ground truth among random boxes, diffused to a random time (section 3.3).
 
-        Returns x_t (B, P, 4) and t (B,), drawn per image by the key (seed, purpose, step, image id). An image without
-        objects starts from one box that covers it; of more objects than proposals, a random choice is shown.
+        Drawn per image by the key (seed, purpose, step, image id). An image without objects starts from one box that
+        covers it; of more objects than proposals, a random choice is shown.
         """
         count, device = self.config.num_proposals, batch.images.device
-        times, noises, placeholders, shown = [], [], [], []
-        for image_id, target in zip(batch.image_ids, batch.targets, strict=True):
-            times.append(int(numpy_generator(seed, "timestep", step, image_id).integers(self.config.timesteps)))
-            noises.append(normal((count, 4), seed, "box noise", step, image_id))
-            placeholder = normal((count, 4), seed, "placeholder boxes", step, image_id) / 6 + 0.5
-            placeholder[:, 2:].clamp_(min=1e-4)
+        noise = KeyedRows([(seed, (step, image_id)) for image_id in batch.image_ids], device)
+        t = (noise.uniform("timestep", ()).double() * self.config.timesteps).long()
+        placeholders = noise.normal("placeholder boxes", (count, 4)) / 6 + 0.5
+        placeholders[..., 2:].clamp_(min=1e-4)
+        shown = []
+        for row, (image_id, target) in enumerate(zip(batch.image_ids, batch.targets, strict=True)):
             if len(target.labels) == 0:
-                placeholder[0] = torch.tensor(WHOLE_IMAGE_CXCYWH)
-            placeholders.append((placeholder * 2 - 1) * self.config.snr_scale)
+                placeholders[row, 0] = torch.tensor(WHOLE_IMAGE_CXCYWH)
             if len(target.labels) > count:
                 order = torch.randperm(len(target.labels), generator=torch_generator(seed, "shown", step, image_id))
                 chosen = order[:count].to(device)
                 target = Targets(target.boxes_xyxy[chosen], target.labels[chosen])
             shown.append(target)
-        t = torch.tensor(times, device=device)
-        x0 = torch.stack(placeholders).to(device)
+        x0 = (placeholders * 2 - 1) * self.config.snr_scale
         objects = PaddedTargets.of(shown)
         slots = objects.valid.shape[1]
         known = self.diffusion.from_boxes(objects.boxes_xyxy, _whwh(batch.sizes_hw))
         x0[:, :slots] = torch.where(objects.valid[..., None], known, x0[:, :slots])
-        return self.diffusion.q_sample(x0, t, torch.stack(noises).to(device)), t
+        x_t = self.diffusion.q_sample(x0, t, noise.normal("box noise", (count, 4)))
+        if self.labels is None:
+            return NoisyProposals(x_t, t, None)
+        labels = torch.full(x_t.shape[:2], self.num_classes, device=device)
+        labels[:, :slots] = torch.where(objects.valid, objects.labels, labels[:, :slots])
+        return NoisyProposals(x_t, t, self.labels.noised(labels, t, noise))
+
+    def _self_conditioned(
+        self, pyramid: Pyramid, batch: Batch, noisy: "NoisyProposals", seed: int, step: int
+    ) -> "NoisyProposals":
+        """For a random half of the images, the labels that the head itself sees in the noisy proposals."""
+        if self.labels is None or noisy.labels is None:
+            return noisy
+        noise = KeyedRows([(seed, (step, image_id)) for image_id in batch.image_ids], noisy.t.device)
+        with torch.no_grad():
+            first = self.look(pyramid, batch, noisy).logits[-1]
+        own = self.labels.advance(noisy.labels, first, 0, -1, noise)
+        chosen = noise.uniform("self-conditioning", (1, 1)) < 0.5
+        return noisy._replace(labels=torch.where(chosen, own, noisy.labels))
+
+    def image_whwh(self, batch: Batch) -> Tensor:
+        """(B, 4) float32: what boxes in pixels of the resized images are divided by."""
+        return _whwh(batch.sizes_hw)
+
+    def distil(self, teacher: Detector, batch: Batch, seed: int, step: int, config: DistillConfig) -> dict[str, Tensor]:
+        learn = consistency_terms if config.kind == "consistency" else sampler_terms
+        return learn(self, cast(DiffusionDet, teacher), batch, seed, step, config)
+
+    def check_teacher(self, teacher: Detector) -> None:
+        check_teacher(self, cast(DiffusionDet, teacher))
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        if sampling.guidance.scale > 0 and not self.config.quality_head:
+            raise UserError(NO_QUALITY_HEAD)
 
     @torch.no_grad()
     def detect(
-        self, encoded: Pyramid, batch: Batch, eval_seeds: Sequence[int], sample_steps: int
+        self, encoded: Pyramid, batch: Batch, eval_seeds: Sequence[int], sampling: Sampling
     ) -> list[list[Detections]]:
+        self.check_sampling(sampling)
         rows = [(seed, image) for seed in eval_seeds for image in range(len(batch))]
-        at_once = max(1, PROPOSALS_PER_PASS // self.config.num_proposals)
+        proposals = GUIDED_PROPOSALS_PER_PASS if sampling.guidance.scale > 0 else PROPOSALS_PER_PASS
+        at_once = max(1, proposals // self.config.num_proposals)
         found: list[Detections] = []
         for start in range(0, len(rows), at_once):
-            found += self._detect_rows(encoded, batch, rows[start : start + at_once], sample_steps)
+            found += self._detect_rows(encoded, batch, rows[start : start + at_once], sampling)
         return [found[start : start + len(batch)] for start in range(0, len(rows), len(batch))]
 
     def _detect_rows(
-        self, pyramid: Pyramid, batch: Batch, rows: Sequence[tuple[int, int]], sample_steps: int
+        self, pyramid: Pyramid, batch: Batch, rows: Sequence[tuple[int, int]], sampling: Sampling
     ) -> list[Detections]:
         """Detections of rows (eval seed, index of the image in the batch), sampled together."""
         images = torch.tensor([image for _, image in rows], device=batch.images.device)
         keys = [RowKey(seed, batch.image_ids[image]) for seed, image in rows]
-
-        def denoise(boxes_xyxy: Tensor, t: Tensor) -> Prediction:
-            logits, boxes = self.head(pyramid, boxes_xyxy, t, images)
-            return Prediction(logits[-1], boxes[-1])
-
         image_whwh = _whwh(batch.sizes_hw)[images]
         original_whwh = _whwh(batch.original_hw)[images]
-        sampled = self.sampler.sample(denoise, keys, image_whwh, sample_steps)
+        sampled = self.sampler.sample(self.denoiser(pyramid, images, image_whwh), keys, image_whwh, sampling)
         return [_restore(*row) for row in zip(sampled, image_whwh, original_whwh, strict=True)]
+
+    def denoiser(self, pyramid: Pyramid, image_index: Tensor, image_whwh: Tensor) -> Denoise:
+        """The head's last stage as the sampler's denoiser, for rows of these images."""
+
+        def denoise(boxes_xyxy: Tensor, t: Tensor, labels: Tensor | None) -> Prediction:
+            said: HeadOutput = self.head(pyramid, boxes_xyxy, t, image_index, image_whwh, labels)
+            quality = None if said.quality is None else said.quality[-1]
+            return Prediction(said.logits[-1], said.boxes_xyxy[-1], quality)
+
+        return denoise
+
+
+class NoisyProposals(NamedTuple):
+    """`x_t` (N, P, 4) at times `t` (N,), and where proposals carry labels, their state (N, P, K + 1)."""
+
+    x_t: Tensor
+    t: Tensor
+    labels: Tensor | None
 
 
 def _restore(found: ScoredBoxes, image_whwh: Tensor, original_whwh: Tensor) -> Detections:

@@ -5,12 +5,16 @@ section 3.2). Parameters carry the public names, so public head weights load as 
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from noisebox.config import DiffusionDetConfig
+from noisebox.models import BOX_MONITORS
+from noisebox.models.diffusiondet.attention import attend
+from noisebox.models.diffusiondet.geometry import GeometryBias, GeometryFeatures
 from noisebox.models.diffusiondet.pooling import Pyramid, pool_regions
 
 DELTA_WEIGHTS = (2.0, 2.0, 1.0, 1.0)
@@ -18,34 +22,91 @@ MAX_LOG_GROWTH = math.log(100_000 / 16)
 PRIOR_PROBABILITY = 0.01
 
 
+class HeadOutput(NamedTuple):
+    """What the S stages say of N rows of P proposals: class `logits` (S, N, P, K) and `boxes_xyxy` (S, N, P, 4)
+    float32; with a quality head the `quality` (S, N, P), a logit of the box's IoU with its object; where asked for, the
+    last stage's `attention` (N, P, P) between proposals, a mean over attention heads whose rows sum to 1."""
+
+    logits: Tensor
+    boxes_xyxy: Tensor
+    quality: Tensor | None = None
+    attention: Tensor | None = None
+
+
+def box_monitors(output: HeadOutput) -> dict[str, Tensor]:
+    """Median width and height in pixels of the last stage's boxes: near 0 where they have collapsed to points."""
+    boxes = output.boxes_xyxy[-1].detach().flatten(0, 1)
+    return dict(zip(BOX_MONITORS, (boxes[:, 2:] - boxes[:, :2]).median(0).values, strict=True))
+
+
+class Conditions(NamedTuple):
+    """What every stage sees beside boxes and proposals, for N rows: whose features (`image_index` (N,)), their images'
+    sizes `image_whwh` (N, 4), the `time` embedding (N, 4C), `fade` (N,), which falls from 1 at t = 0 to 0, and the
+    label features (N, P, C)."""
+
+    pyramid: Pyramid
+    image_index: Tensor
+    image_whwh: Tensor
+    time: Tensor
+    fade: Tensor
+    labels: Tensor | None
+
+
 class DynamicHead(nn.Module):
     """`num_heads` stages, each starting from the boxes and proposal features that the one before left."""
 
     def __init__(self, config: DiffusionDetConfig, num_classes: int) -> None:
         super().__init__()
+        self.timesteps = config.timesteps
         self.head_series = nn.ModuleList(RefinementStage(config, num_classes) for _ in range(config.num_heads))
         width = config.hidden_dim
         self.time_mlp = nn.Sequential(
             SinusoidalEmbedding(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, 4 * width)
         )
+        self.label_embedding = nn.Embedding(num_classes + 1, width) if config.label_state else None
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
+        # What a switch adds says nothing at first, so that a finetune starts as its parent.
+        if self.label_embedding is not None:
+            nn.init.zeros_(self.label_embedding.weight)
+        for module in self.modules():
+            if isinstance(module, GeometryFeatures | GeometryBias):
+                module.reset_output()
 
-    def forward(self, pyramid: Pyramid, boxes_xyxy: Tensor, t: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits (S, N, P, K) and boxes (S, N, P, 4) float32 of all S stages.
+    def forward(
+        self,
+        pyramid: Pyramid,
+        boxes_xyxy: Tensor,
+        t: Tensor,
+        image_index: Tensor,
+        image_whwh: Tensor,
+        label_state: Tensor | None = None,
+        want_attention: bool = False,
+    ) -> HeadOutput:
+        """What all S stages say of `boxes_xyxy` (N, P, 4) float32 in pixels, at times `t` (N,).
 
-        `boxes_xyxy`: (N, P, 4) float32 in pixels. `t`: (N,). `image_index`: (N,) says whose features each row looks at,
-        so that many rows share one image's without copies of them.
+        `image_index`: (N,) says whose features each row looks at, so that many rows share one image's without copies
+        of them; `image_whwh`: (N, 4) the sizes of the rows' images. `label_state`: (N, P, K + 1) weights over the
+        label embeddings. In training, boxes pass from stage to stage without their gradient.
         """
-        time = self.time_mlp(t)
-        proposals = None
-        stage_logits, stage_boxes = [], []
+        labels = None
+        if self.label_embedding is not None and label_state is not None:
+            labels = label_state @ self.label_embedding.weight
+        fade = 1 - t.to(boxes_xyxy.dtype) / self.timesteps
+        conditions = Conditions(pyramid, image_index, image_whwh, self.time_mlp(t), fade, labels)
+        proposals, stages = None, []
         for stage in self.head_series:
-            logits, boxes_xyxy, proposals = stage(pyramid, boxes_xyxy.detach(), image_index, proposals, time)
-            stage_logits.append(logits)
-            stage_boxes.append(boxes_xyxy)
-        return torch.stack(stage_logits), torch.stack(stage_boxes)
+            last = stage is self.head_series[-1]
+            said = stage(boxes_xyxy, proposals, conditions, want_attention and last)
+            proposals, boxes_xyxy = said.proposals, said.boxes_xyxy.detach() if self.training else said.boxes_xyxy
+            stages.append(said)
+        return HeadOutput(
+            torch.stack([said.logits for said in stages]),
+            torch.stack([said.boxes_xyxy for said in stages]),
+            torch.stack([said.quality for said in stages]) if stages[0].quality is not None else None,
+            stages[-1].attention,
+        )
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -62,6 +123,16 @@ class SinusoidalEmbedding(nn.Module):
         return torch.cat((angle.sin(), angle.cos()), dim=-1)
 
 
+class StageOutput(NamedTuple):
+    """One stage's part of a HeadOutput, without the dimension S, and its `proposals` (N, P, C)."""
+
+    logits: Tensor
+    boxes_xyxy: Tensor
+    proposals: Tensor
+    quality: Tensor | None
+    attention: Tensor | None
+
+
 class RefinementStage(nn.Module):
     """Proposals attend to each other, meet their region of the image, and yield class logits and a better box."""
 
@@ -70,7 +141,10 @@ class RefinementStage(nn.Module):
         width = config.hidden_dim
         self.resolution = config.pooler_resolution
         self.sampling_ratio = config.sampling_ratio
-        self.self_attn = nn.MultiheadAttention(width, config.attention_heads, batch_first=True)
+        self.attention = None if config.disable_self_attn else config.self_attn
+        if self.attention:
+            self.self_attn = nn.MultiheadAttention(width, config.attention_heads, batch_first=True)
+            self.geo_bias = GeometryBias(config.geo_bias, config.attention_heads)
         self.inst_interact = DynamicConv(width, config.dim_dynamic, config.pooler_resolution)
         self.linear1 = nn.Linear(width, config.dim_feedforward)
         self.linear2 = nn.Linear(config.dim_feedforward, width)
@@ -82,36 +156,44 @@ class RefinementStage(nn.Module):
         self.reg_module = _tower(width, config.num_reg)
         self.class_logits = nn.Linear(width, num_classes)
         self.bboxes_delta = nn.Linear(width, 4)
+        self.geo_feat = GeometryFeatures(width) if config.geo_feat.enabled else None
+        self.fades = config.geo_feat.schedule == "fade"
+        self.quality = nn.Linear(width, 1) if config.quality_head else None
         # At first every class is rare (Lin et al. 2017, focal loss, section 3.3).
         nn.init.constant_(self.class_logits.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
 
     def forward(
-        self,
-        pyramid: Pyramid,
-        boxes_xyxy: Tensor,
-        image_index: Tensor,
-        proposals: Tensor | None,
-        time: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (N, P, K), boxes (N, P, 4) and proposal features (N, P, C) of this stage.
+        self, boxes_xyxy: Tensor, proposals: Tensor | None, given: Conditions, want_attention: bool
+    ) -> StageOutput:
+        """What this stage says of `boxes_xyxy` (N, P, 4).
 
-        `proposals` is what the stage before returned; None for the first, which starts from the regions' means.
-        `time`: (N, 4C).
+        `proposals` is what the stage before returned; None for the first, which starts from the regions' means and the
+        labels.
         """
         rows, count = boxes_xyxy.shape[:2]
-        regions = pool_regions(pyramid, boxes_xyxy, image_index, self.resolution, self.sampling_ratio)
+        regions = pool_regions(given.pyramid, boxes_xyxy, given.image_index, self.resolution, self.sampling_ratio)
         if proposals is None:
             proposals = regions.mean(1).view(rows, count, -1)
-        attended, _ = self.self_attn(proposals, proposals, proposals, need_weights=False)
-        proposals = self.norm1(proposals + attended)
+            proposals = proposals if given.labels is None else proposals + given.labels
+        if self.geo_feat is not None:
+            geometry = self.geo_feat(boxes_xyxy, given.image_whwh)
+            proposals = proposals + (geometry * given.fade[:, None, None] if self.fades else geometry)
+        attention = None
+        if self.attention:
+            bias = self.geo_bias(boxes_xyxy, given.image_whwh)
+            attended, attention = attend(self.self_attn, proposals, bias, self.attention, want_attention)
+            proposals = proposals + attended
+        proposals = self.norm1(proposals)
         interacted = self.inst_interact(proposals.flatten(0, 1), regions)
         proposals = self.norm2(proposals + interacted.view_as(proposals))
         proposals = self.norm3(proposals + self.linear2(F.relu(self.linear1(proposals))))
-        scale, shift = self.block_time_mlp(time)[:, None].chunk(2, dim=-1)
+        scale, shift = self.block_time_mlp(given.time)[:, None].chunk(2, dim=-1)
         conditioned = proposals * (scale + 1) + shift
         logits = self.class_logits(self.cls_module(conditioned)).float()
-        deltas = self.bboxes_delta(self.reg_module(conditioned)).float()
-        return logits, apply_deltas(deltas, boxes_xyxy), proposals
+        localised = self.reg_module(conditioned)
+        boxes_xyxy = apply_deltas(self.bboxes_delta(localised).float(), boxes_xyxy)
+        quality = None if self.quality is None else self.quality(localised).squeeze(-1).float()
+        return StageOutput(logits, boxes_xyxy, proposals, quality, attention)
 
 
 class DynamicConv(nn.Module):
