@@ -1,13 +1,18 @@
 """A copy of the project at scale `test`, for tests that run the graph."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hypothesis import settings
+
+# Small products over several threads, in several processes at once, mostly wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No test reads a clock, and none is repeated with other examples by chance.
 settings.register_profile("noisebox", deadline=None, derandomize=True)
@@ -29,6 +34,24 @@ def edit_yaml(path: Path, **changes: object) -> None:
     path.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
+def small_experiment() -> dict[str, Any]:
+    """`baseline` and `baseline+finetune` at scale `test`: what each key of params/experiment.yaml then says."""
+    stages = yaml.safe_load((ROOT / "params/experiment.yaml").read_text())["parents"]
+    lineages = ["baseline", "baseline+finetune"]
+    return {
+        "scale": "test",
+        "train_seeds": [0, 1],
+        "recipes": ["baseline", "finetune"],
+        "scratch": ["baseline"],
+        "parents": {recipe: [] for recipe in stages} | {"finetune": ["baseline"]},
+        "lineages": lineages,
+        "asked": {lineage: ["main"] for lineage in lineages},
+        "protocols": {"main": {"eval_seeds": [0, 1], "sample_steps": [1, 2]}},
+        "ablations": {},
+        "pictures": {"images": 6, "lineages": lineages},
+    }
+
+
 def run(root: Path, *command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
     """Run a command in a project; by default it must succeed."""
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -36,10 +59,15 @@ def run(root: Path, *command: str, check: bool = True) -> "subprocess.CompletedP
     return done
 
 
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_project(tmp_path_factory.mktemp("checkout") / "project")
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(checkout: Path, tmp_path: Path) -> Path:
     """A fresh checkout at scale `test`, with its own git and DVC repositories, nothing made yet."""
-    return make_project(tmp_path / "project")
+    return shutil.copytree(checkout, tmp_path / "project", symlinks=True)
 
 
 @pytest.fixture(scope="session")
@@ -55,16 +83,7 @@ def make_project(root: Path) -> Path:
             shutil.copytree(source, root / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         else:
             shutil.copy(source, root / part)
-    experiment = root / "params/experiment.yaml"
-    edit_yaml(
-        experiment,
-        scale="test",
-        recipes=["baseline", "finetune"],
-        parents={"finetune": ["baseline"]},
-        lineages=["baseline", "baseline+finetune"],
-        evaluation__eval_seeds=[0, 1],
-        evaluation__sample_steps=[1, 2],
-    )
+    edit_yaml(root / "params/experiment.yaml", **small_experiment())
     run(root, "git", "init", "-q", "-b", "main")
     run(root, "git", "config", "user.email", "test@example.invalid")
     run(root, "git", "config", "user.name", "test")

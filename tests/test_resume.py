@@ -19,6 +19,7 @@ from conftest import ROOT, edit_yaml
 from toy_detector import CLASSES, register, toy_ap, toy_batch, toy_batches, toy_config
 
 from noisebox import cli, graph
+from noisebox.config import DistillConfig
 from noisebox.data.catalog import prepare_dataset
 from noisebox.errors import UserError
 from noisebox.randomness import numpy_generator
@@ -45,6 +46,13 @@ def toy_family(monkeypatch: pytest.MonkeyPatch) -> None:
 def train_toy(run: Path, batches: Callable[[int, int], Iterator[Batch]] = toy_batches, **solver: Any) -> None:
     config = toy_config(**{**CONFIG, **solver})
     train(config, run, CLASSES, batches, DATA_HASH, validate=toy_ap, root=run.parent)
+
+
+def train_student(run: Path, batches: Callable[[int, int], Iterator[Batch]] = toy_batches) -> None:
+    """Distil from the run `teacher` beside `run`."""
+    config = toy_config(lineage="toy+student", seed=4, distill=DistillConfig(kind="consistency"), **CONFIG)
+    teacher = run.parent / "teacher/model_final.pth"
+    train(config, run, CLASSES, batches, DATA_HASH, validate=toy_ap, teacher=teacher, root=run.parent)
 
 
 def train_baseline(run: Path) -> None:
@@ -147,7 +155,34 @@ def test_killed_by_another_process_at_any_time_it_ends_at_the_same_bytes(uninter
         assert files_of(run) == files_of(uninterrupted), seconds
 
 
-def interrupted_run(run: Path) -> Path:
+def test_a_killed_distillation_ends_at_the_same_bytes(tmp_path: Path) -> None:
+    train_toy(tmp_path / "teacher")
+    whole = tmp_path / "whole"
+    assert train_in_child(whole, work=train_student) == 0
+    count = operations(whole)
+    for moment in numpy_generator(2, "moments to kill").integers(count // 4, count + 1, 3).tolist():
+        run = tmp_path / f"killed-{moment}"
+        assert train_in_child(run, moment, train_student) == -signal.SIGKILL
+        assert train_in_child(run, work=train_student) == 0
+        assert files_of(run) == files_of(whole), moment
+        records = [json.loads((folder / "run.json").read_text()) for folder in (run, whole)]
+        assert records[0]["teacher"] == records[1]["teacher"]
+    train_toy(tmp_path / "plain")
+    assert files_of(whole)["model_final.pth"] != files_of(tmp_path / "plain")["model_final.pth"]
+
+
+def test_another_teacher_starts_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train_toy(tmp_path / "teacher")
+    interrupted_run(tmp_path / "run", train_student)
+    train_toy(tmp_path / "teacher", weight_decay=0.5)
+    train_student(tmp_path / "run")
+    assert "run: not going on with the interrupted training, because teacher changed" in caplog.text
+    train_student(tmp_path / "whole")
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+    assert json.loads((tmp_path / "run/run.json").read_text())["timing"]["resumed"] == 0
+
+
+def interrupted_run(run: Path, work: Callable[..., None] = train_toy) -> Path:
     """A run that stopped in its tenth step, after the checkpoint of the eighth."""
 
     def interrupting(start: int, stop: int) -> Iterator[Batch]:
@@ -155,7 +190,7 @@ def interrupted_run(run: Path) -> Path:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_toy(run, interrupting)
+        work(run, interrupting)
     assert load_checkpoint(run / "work/last.pth")["iteration"] == 8
     return run
 

@@ -15,19 +15,20 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from small_detector import make_batch, make_detector
 from toy_detector import CLASSES, ToyConfig, ToyDetector, register, toy_ap, toy_batch, toy_batches, toy_config
 
 from noisebox import graph
 from noisebox.config import RunConfig, SolverConfig
 from noisebox.errors import UserError
-from noisebox.models import build_model
+from noisebox.models import BOX_MONITORS, build_model
 from noisebox.progress import Progress, clock
 from noisebox.structures import Batch
 from noisebox.training.checkpoint import load_checkpoint, load_model
 from noisebox.training.loop import train
-from noisebox.training.optim import learning_rate
+from noisebox.training.optim import build_optimizer, learning_rate, set_learning_rate
 from noisebox.training.smoke import smoke, smoke_config
-from noisebox.training.step import Trainer
+from noisebox.training.step import Trainer, is_loss
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,33 @@ def test_a_frozen_backbone_gets_no_gradient_and_does_not_change() -> None:
     assert not trainer.detector.encode(toy_batch(0)).requires_grad
     for name, tensor in trainer.detector.state_dict().items():
         assert torch.equal(tensor, before[name]) == name.startswith("backbone"), name
+
+
+@pytest.mark.parametrize("backbone", [0.5, 0.0])
+def test_each_part_of_the_real_detector_has_its_multiple_of_the_rate(backbone: float) -> None:
+    model = make_detector(geo_feat={"enabled": True}, quality_head=True)
+    solver = SolverConfig(
+        base_lr=1e-3, max_iter=1, weight_decay=0.0,
+        backbone_multiplier=backbone, geo_feat_multiplier=100, quality_head_multiplier=30,
+    )  # fmt: skip
+    optimizer = build_optimizer(model, solver)
+    set_learning_rate(optimizer, learning_rate(0, solver))
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    terms = model(make_batch([1, 2]), 0, 0)
+    sum(term for name, term in terms.items() if is_loss(name)).backward()
+    optimizer.step()
+    multipliers = {"backbone.": backbone, ".geo_feat.": 100, ".quality.": 30}
+    seen = set()
+    for name, weight in model.named_parameters():
+        multiplier = next((value for part, value in multipliers.items() if part in name), 1.0)
+        seen.add(multiplier)
+        gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        assert (weight.grad is None) == (multiplier == 0), name
+        # Adam's first step divides the gradient by its own size
+        move = weight.detach() - before[name]
+        expected = -1e-3 * multiplier * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(move, expected, rtol=1e-3, atol=1e-6, msg=name)
+    assert seen == {backbone, 100, 30, 1.0}
 
 
 def test_ema_is_the_brute_force_average() -> None:
@@ -193,6 +221,59 @@ def test_a_run_starts_from_its_parent(tmp_path: Path, caplog: pytest.LogCaptureF
     before, after = load_checkpoint(parent)["model"], load_checkpoint(tmp_path / "child/model_final.pth")["model"]
     assert torch.equal(before["backbone.0.weight"], after["backbone.0.weight"])
     assert rows_of(tmp_path / "child")[0]["phase"] == "more"
+
+
+class Shrinking(ToyDetector):
+    """Tells of boxes with the sides `sides[step]` at each step."""
+
+    sides: tuple[tuple[float, float], ...] = ()
+
+    def forward(self, batch: Batch, seed: int, step: int) -> dict[str, torch.Tensor]:
+        monitored = dict(zip(BOX_MONITORS, map(torch.tensor, self.sides[step]), strict=True))
+        return {**super().forward(batch, seed, step), **monitored}
+
+
+WELL = (7.0, 5.0)
+CURE = "a lower rate, or starting from a trained parent, helps"
+
+
+@pytest.mark.parametrize(
+    ("sides", "told"),
+    [
+        ((WELL,) * 12, None),
+        ((WELL,) * 4 + ((0.1, 0.1),) + (WELL,) * 7, None),
+        ((WELL,) * 6 + ((0.9, 0.3),) * 6, "at iteration 9 the median box width of predicted boxes is 0.90 pixels"),
+        (((7.0, 0.5),) * 12, "at iteration 3 the median box height of predicted boxes is 0.50 pixels"),
+    ],
+    ids=["never", "for one step", "both sides", "from the start"],
+)
+def test_boxes_that_collapse_are_told_once(
+    sides: tuple[tuple[float, float], ...],
+    told: str | None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Shrinking, "sides", sides)
+    monkeypatch.setattr("toy_detector.ToyDetector", Shrinking)
+    train(toy_config(log_every=3), tmp_path, CLASSES, toy_batches, "", root=tmp_path)
+    warned = [record.getMessage() for record in caplog.records if "collapsing" in record.getMessage()]
+    assert warned == ([] if told is None else [f"toy seed3: {told}: they are collapsing; {CURE}"])
+
+
+def test_monitors_are_written_but_not_minimised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(toy_config(), tmp_path / "plain", CLASSES, toy_batches, "", root=tmp_path)
+    sides = ((6.0, 4.0), (2.0, 4.0), (1.0, math.nan), *[WELL] * 9)
+    monkeypatch.setattr(Shrinking, "sides", sides)
+    monkeypatch.setattr("toy_detector.ToyDetector", Shrinking)
+    train(toy_config(log_every=2), tmp_path / "watched", CLASSES, toy_batches, "", root=tmp_path)
+    weights = [load_checkpoint(tmp_path / name / "model_final.pth")["model"] for name in ("plain", "watched")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    first, second, *_ = rows_of(tmp_path / "watched")
+    assert (first["median_box_width"], first["median_box_height"]) == ("4", "4")
+    assert second["median_box_height"] == "nan"
+    for row in (first, second):
+        assert float(row["loss"]) == pytest.approx(float(row["loss_box"]) + float(row["loss_class"]), rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:

@@ -8,7 +8,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from noisebox import graph
-from noisebox.config import MODELS, ImageConfig, LossConfig, RunConfig, Section, SmokeConfig, SolverConfig
+from noisebox.config import (
+    MODELS,
+    DistillConfig,
+    ImageConfig,
+    LossConfig,
+    RunConfig,
+    Sampling,
+    Section,
+    SmokeConfig,
+    SolverConfig,
+)
+from noisebox.errors import UserError
 from noisebox.models import FAMILIES, Detector
 from noisebox.randomness import normal, numpy_generator
 from noisebox.structures import Batch, Detections, Targets
@@ -46,15 +57,26 @@ class ToyDetector(Detector):
         return self.backbone(batch.images).mean((2, 3))
 
     def detect(
-        self, encoded: Any, batch: Batch, eval_seeds: Sequence[int], sample_steps: int
+        self, encoded: Any, batch: Batch, eval_seeds: Sequence[int], sampling: Sampling
     ) -> list[list[Detections]]:
         found = self.head(encoded)
         scores, labels = found[:, 4:].softmax(-1).max(-1)
         rows = zip(found[:, None, :4] * SIZE, scores[:, None], labels[:, None], strict=True)
         return [[Detections(*row) for row in rows] for _ in eval_seeds]
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        return list(self.backbone.parameters())
+    def distil(self, teacher: Detector, batch: Batch, seed: int, step: int, config: DistillConfig) -> dict[str, Tensor]:
+        """The teacher's answer is the goal."""
+        assert isinstance(teacher, ToyDetector)
+        lesson = teacher.head(teacher.encode(batch)).detach()
+        return {"loss_lesson": config.box_weight * F.mse_loss(self.head(self.encode(batch)), lesson)}
+
+    def check_teacher(self, teacher: Detector) -> None:
+        assert isinstance(teacher, ToyDetector)
+        if teacher.head.in_features != self.head.in_features:
+            raise UserError(f"it has width {teacher.head.in_features}, the student {self.head.in_features}")
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        return {"backbone": list(self.backbone.parameters())}
 
 
 def build(config: RunConfig, num_classes: int, fetch_weights: bool = True) -> ToyDetector:
@@ -69,7 +91,13 @@ def register(set_item: Callable[[Any, Any, Any], None] = dict.__setitem__) -> No
 
 
 def toy_config(
-    *, lineage: str = "toy", seed: int = 3, precision: str = "fp32", model: Any = None, **solver: Any
+    *,
+    lineage: str = "toy",
+    seed: int = 3,
+    precision: str = "fp32",
+    model: Any = None,
+    distill: DistillConfig | None = None,
+    **solver: Any,
 ) -> RunConfig:
     """Twelve steps, with rows, checkpoints and evaluations that do not coincide."""
     settings = {
@@ -98,6 +126,7 @@ def toy_config(
         loss=LossConfig(),
         solver=SolverConfig(**(settings | solver)),
         smoke=SmokeConfig(),
+        distill=distill,
     )
 
 

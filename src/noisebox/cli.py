@@ -49,7 +49,7 @@ def smoke(recipe: Annotated[str, typer.Argument(help="A file of params/recipes/.
     from noisebox.data.catalog import open_split
 
     with logged("smoke", recipe):
-        config = resolve(recipe, 0, load_experiment().scale)
+        config = resolve(recipe, 0, load_experiment().scale, smoke=True)
         split = open_split(config.dataset, "train")
 
         from noisebox.data.loader import TrainingBatches
@@ -63,39 +63,43 @@ def smoke(recipe: Annotated[str, typer.Argument(help="A file of params/recipes/.
 @app.command()
 def train(lineage: Lineage, seed: Seed = 0) -> None:
     """Train a lineage with one seed, or go on with a killed run."""
-    from noisebox.config import load_experiment, resolve
+    from noisebox.config import Sampling, load_experiment, resolve, teacher_of
     from noisebox.data.catalog import open_split, read_manifest
 
     with logged("train", lineage, f"seed{seed}"):
         config = resolve(lineage, seed, load_experiment().scale)
         parent = graph.Lineage.parse(lineage).parent
-        start = _checkpoint(parent, seed) if parent else None
+        start = _checkpoint(parent.name, seed) if parent else None
+        named = teacher_of(lineage, seed)
+        teacher = _checkpoint(*named) if named else None
         split, val = open_split(config.dataset, "train"), open_split(config.dataset, "val")
 
         from noisebox.data.loader import TrainingBatches, training_loader
         from noisebox.evaluation.protocol import measure
         from noisebox.training.loop import train as run_training
 
-        batches = TrainingBatches(split, config)
+        batches, once = TrainingBatches(split, config), Sampling(steps=1)
         run_training(
             config,
             Path(graph.run_folder(lineage, seed)),
             split.classes,
             lambda start, stop: training_loader(batches, start, stop, config.workers),
             read_manifest()["hash"],
-            validate=lambda detector: measure(detector, val, config, [0], [1]).metrics[0, 1].ap,
+            validate=lambda detector: measure(detector, val, config, {once: [0]}).metrics[0, once].ap,
             parent=start,
+            teacher=teacher,
         )
 
 
 @app.command()
 def evaluate(lineage: Lineage, seed: Seed = 0) -> None:
-    """Evaluate a checkpoint: every eval seed at every step count."""
+    """Evaluate a checkpoint: all that the protocols ask of its lineage."""
     from noisebox.config import load_experiment
 
     with logged("evaluate", lineage, f"seed{seed}"):
         experiment = load_experiment()
-        path = _checkpoint(graph.Lineage.parse(lineage), seed)
+        path = _checkpoint(graph.Lineage.parse(lineage).name, seed)
+        asked = experiment.asked_of(lineage)
 
         from noisebox.evaluation.protocol import evaluate as run_protocol
         from noisebox.training.checkpoint import load_model
@@ -106,7 +110,7 @@ def evaluate(lineage: Lineage, seed: Seed = 0) -> None:
                 f"{path} was trained at scale {config.scale!r}, but {graph.EXPERIMENT} now says {experiment.scale!r}: "
                 f"train it again with: noisebox train {lineage} --seed {seed}"
             )
-        run_protocol(model, config, path, experiment.evaluation, checkpoint["classes"])
+        run_protocol(model, config, path, asked, experiment.pictures.images, checkpoint["classes"])
 
 
 @app.command()
@@ -179,11 +183,11 @@ def record(
         say(line)
 
 
-def _checkpoint(lineage: graph.Lineage, seed: int) -> Path:
+def _checkpoint(lineage: str, seed: int) -> Path:
     """The checkpoint of a run that must be there."""
-    path = Path(graph.checkpoint(lineage.name, seed))
+    path = Path(graph.checkpoint(lineage, seed))
     if not path.exists():
-        raise UserError(f"{path} does not exist; make it with: noisebox train {lineage.name} --seed {seed}")
+        raise UserError(f"{path} does not exist; make it with: noisebox train {lineage} --seed {seed}")
     return path
 
 

@@ -16,12 +16,14 @@ import torch
 import yaml
 
 from noisebox.config import RunConfig
+from noisebox.errors import UserError
 from noisebox.files import write_text
 from noisebox.graph import Lineage
-from noisebox.models import Detector, build_model
+from noisebox.models import BOX_MONITORS, Detector, build_model
 from noisebox.progress import Progress
 from noisebox.structures import Batch
 from noisebox.training.checkpoint import LoadReport, load_checkpoint, load_weights, save_checkpoint, write_sha256
+from noisebox.training.distill import load_teacher
 from noisebox.training.folder import claimed, clear, publish
 from noisebox.training.metrics import Metrics
 from noisebox.training.optim import learning_rate, train_mode
@@ -43,24 +45,30 @@ def train(
     *,
     validate: Validate | None = None,
     parent: Path | None = None,
+    teacher: Path | None = None,
     root: Path = Path(),
 ) -> None:
     """Train, or go on with, one run, and publish `graph.RUN_FILES` in the folder `run`.
 
     `batches(start, stop)` gives the batches of the steps start … stop - 1, each a function of its step. `validate`
     gives a detector's AP; it is asked every `solver.eval_every` steps and after the last. `parent` is the checkpoint to
-    start from. `root` is the repository, for the hashes of the code and the commit.
+    start from, `teacher` the one to learn from where the configuration distils. `root` is the repository, for the
+    hashes of the code and the commit.
 
-    Raises UserError when the folder is taken or cannot be written, the parent fits in nothing, the device is not there,
-    or a loss is not finite; `work/last.pth` then stays whole.
+    Raises UserError when the folder is taken or cannot be written, parent or teacher do not fit, the device is not
+    there, or a loss is not finite; `work/last.pth` then stays whole.
     """
+    if config.distill and teacher is None:
+        raise UserError(f"{config.lineage} distils, so it needs a teacher's checkpoint")
     with claimed(run) as work:
         detector = build_model(config, len(classes), fetch_weights=parent is None)
+        mentor, its_config = load_teacher(teacher, config, detector, classes) if teacher else (None, None)
         loaded = _warm_start(config, detector, parent)
-        inputs = fingerprint(config.family, parent, data_hash, root)
-        training = _Training(config, classes, Trainer(config, detector), inputs, work)
+        inputs = fingerprint(config.family, parent, teacher, data_hash, root)
+        training = _Training(config, classes, Trainer(config, detector, mentor), inputs, work)
         resumed = training.resume()
-        record = Record(work / "run.json", _facts(config, parent, loaded, inputs) | environment(config, root), resumed)
+        facts = _facts(config, inputs) | _descent(parent, loaded, inputs) | _lesson(config, teacher, its_config, inputs)
+        record = Record(work / "run.json", facts | environment(config, root), resumed)
         record.write()
         solver = config.solver
         with Progress(f"{config.lineage} seed{config.seed}", solver.iterations, training.step) as progress:
@@ -89,6 +97,7 @@ class _Training:
         self.metrics = Metrics(work / "metrics.csv", Lineage.parse(config.lineage).recipe)
         self.step = 0  # optimiser steps taken
         self.best: float | None = None  # the highest AP so far
+        self.warned = False  # of collapsed boxes
 
     def resume(self) -> bool:
         """Go on from `work/last.pth` if it was made from the same inputs; otherwise empty `work/`."""
@@ -112,8 +121,19 @@ class _Training:
         self.step += 1
         self.metrics.add(terms)
         if self.due(self.config.solver.log_every):
-            self.metrics.write_train(self.step, rate)
+            self._warn_of_collapse(self.metrics.write_train(self.step, rate))
         return summed(terms)
+
+    def _warn_of_collapse(self, means: dict[str, float]) -> None:
+        """Say once when predicted boxes have shrunk to points or lines, as geometry from scratch has made them."""
+        for side in BOX_MONITORS:
+            if means.get(side, math.inf) < 1 and not self.warned:
+                self.warned = True
+                log.warning(
+                    "%s seed%d: at iteration %d the %s of predicted boxes is %.2f pixels: they are collapsing; "
+                    "a lower rate, or starting from a trained parent, helps",
+                    self.config.lineage, self.config.seed, self.step, side.replace("_", " "), means[side],
+                )  # fmt: skip
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps, and after the last one, happens now; 0 is never."""
@@ -173,8 +193,24 @@ def _warm_start(config: RunConfig, detector: Detector, parent: Path | None) -> L
     return report
 
 
-def _facts(config: RunConfig, parent: Path | None, loaded: LoadReport | None, inputs: dict[str, Any]) -> dict[str, Any]:
+def _facts(config: RunConfig, inputs: dict[str, Any]) -> dict[str, Any]:
     """What `run.json` says of the run itself."""
-    origin = {"checkpoint": str(parent), "sha256": inputs["parent"], **asdict(loaded)} if loaded else None
     facts = {name: getattr(config, name) for name in ("lineage", "seed", "scale", "dataset")}
-    return {**facts, "data_hash": inputs["data"], "iterations": config.solver.iterations, "parent": origin}
+    return {**facts, "data_hash": inputs["data"], "iterations": config.solver.iterations}
+
+
+def _descent(parent: Path | None, loaded: LoadReport | None, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What `run.json` says of the checkpoint that a run started from."""
+    origin = {"checkpoint": str(parent), "sha256": inputs["parent"], **asdict(loaded)} if loaded else None
+    return {"parent": origin}
+
+
+def _lesson(
+    config: RunConfig, teacher: Path | None, its_config: RunConfig | None, inputs: dict[str, Any]
+) -> dict[str, Any]:
+    """What `run.json` says of the teacher."""
+    if teacher is None or its_config is None or config.distill is None:
+        return {"teacher": None}
+    who = {"lineage": its_config.lineage, "seed": its_config.seed, "checkpoint": str(teacher)}
+    how = {name: getattr(config.distill, name) for name in ("kind", "teacher_steps", "student_steps")}
+    return {"teacher": {**who, "sha256": inputs["teacher"], **how}}

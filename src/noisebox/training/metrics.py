@@ -1,8 +1,9 @@
-"""`metrics.csv`: mode, phase, step, loss and its terms, learning rate, AP. One header for the file's whole life.
+"""`metrics.csv`: mode, phase, step, loss, its terms and what else is monitored, learning rate, AP.
 
-A row of mode `train` holds means since the row before it. The text and the sums of a row in the making belong to the
-training's state in `last.pth`, so rows neither depend on when a checkpoint was written nor repeat after a resume; the
-file itself is there to be watched. Nothing in it tells the time, so equal trainings write equal files.
+The file has one header for its whole life. A row of mode `train` holds means since the row before it. The text and the
+sums of a row in the making belong to the training's state in `last.pth`, so rows neither depend on when a checkpoint
+was written nor repeat after a resume; the file itself is there to be watched. Nothing in it tells the time, so equal
+trainings write equal files.
 """
 
 from pathlib import Path
@@ -31,18 +32,22 @@ class Metrics:
         write_text(self.path, self.text)
 
     def add(self, terms: dict[str, float]) -> None:
-        """Take one step's loss terms into the next row."""
+        """Take one step's terms into the next row."""
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
 
-    def write_train(self, step: int, rate: float) -> None:
-        """A row of means over the steps since the last one; `step` counts the steps taken, `rate` is the last one's."""
+    def write_train(self, step: int, rate: float) -> dict[str, float]:
+        """A row of means over the steps since the last one; `step` counts the steps taken, `rate` is the last one's.
+
+        Returns the means.
+        """
         self._write_header()
         means = {name: self._sums[name] / self._count for name in sorted(self._sums)}
         numbers = [summed(means), *means.values(), rate]
         self._append(["train", self.phase, str(step), *(f"{number:.6g}" for number in numbers), ""])
         self._sums, self._count = {}, 0
+        return means
 
     def write_validation(self, step: int, ap: float) -> None:
         """A row with the AP after `step` steps."""

@@ -13,18 +13,19 @@ from noisebox.models import Detector
 def build_optimizer(model: Detector, solver: SolverConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; each group's `multiplier` scales its rate.
 
-    A backbone multiplier of 0 freezes: those parameters leave the optimiser and need no gradient, so nothing is
-    computed for them.
+    A multiplier of 0 freezes: those parameters leave the optimiser and need no gradient, so nothing is computed for
+    them.
     """
-    backbone = model.backbone_parameters()
-    of_backbone = {id(parameter) for parameter in backbone}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in of_backbone]
+    parts = model.parts()
+    named = {id(parameter) for parameters in parts.values() for parameter in parameters}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in named]
     groups: list[dict[str, Any]] = [{"params": others, "multiplier": 1.0}]
-    if solver.backbone_multiplier > 0:
-        groups.append({"params": backbone, "multiplier": solver.backbone_multiplier})
-    else:
-        for parameter in backbone:
-            parameter.requires_grad_(False)
+    for part, parameters in parts.items():
+        multiplier = getattr(solver, f"{part}_multiplier")
+        if multiplier > 0 and parameters:
+            groups.append({"params": parameters, "multiplier": multiplier})
+        for parameter in parameters:
+            parameter.requires_grad_(multiplier > 0)
     return torch.optim.AdamW(groups, lr=solver.lr, weight_decay=solver.weight_decay, fused=True)
 
 

@@ -19,12 +19,13 @@ from noisebox.files import sha256, write_json
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "noisebox")
 
 
-def fingerprint(family: str, parent: Path | None, data_hash: str, root: Path) -> dict[str, Any]:
-    """What the bytes of a training's result depend on besides its configuration: the hashes of the parent's
-    checkpoint, of the data and of each file of code behind `noisebox train`."""
+def fingerprint(family: str, parent: Path | None, teacher: Path | None, data_hash: str, root: Path) -> dict[str, Any]:
+    """What the bytes of a training's result depend on besides its configuration: the hashes of the parent's and the
+    teacher's checkpoints, of the data and of each file of code behind `noisebox train`."""
     code = [name for name in graph.code_files("train", family, root) if (root / name).exists()]
     return {
         "parent": sha256(parent) if parent else None,
+        "teacher": sha256(teacher) if teacher else None,
         "data": data_hash,
         "code": {name: sha256(root / name) for name in code},
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from noisebox.config import RunConfig
+from noisebox.config import RunConfig, Sampling
 from noisebox.errors import UserError
 from noisebox.files import write_text
 from noisebox.models import Detector, build_model
@@ -41,7 +41,7 @@ def smoke(config: RunConfig, out: Path, classes: Sequence[str], batch: Batch) ->
 
     `config` is one of `smoke_config`. Raises UserError naming the check that failed; nothing is written then.
     """
-    trainer = Trainer(config, build_model(config, len(classes)))
+    trainer = Trainer(config, build_model(config, len(classes)), _stand_in_teacher(config, len(classes)))
     iterations = config.smoke.iterations
     losses = []
     with Progress(f"smoke {config.lineage}", iterations) as progress:
@@ -63,6 +63,13 @@ def smoke(config: RunConfig, out: Path, classes: Sequence[str], batch: Batch) ->
     write_text(out, "".join("\t".join(row) + "\n" for row in table))
 
 
+def _stand_in_teacher(config: RunConfig, num_classes: int) -> Detector | None:
+    """For a recipe that distils: an untrained detector of other weights, which can be learned from like any other."""
+    if config.distill is None:
+        return None
+    return build_model(config.model_copy(update={"seed": config.seed + 1}), num_classes)
+
+
 def _comes_back(trainer: Trainer, config: RunConfig, classes: Sequence[str], batch: Batch) -> bool:
     """Whether a checkpoint of the detector, saved and loaded, finds exactly the same boxes, scores and labels."""
     with tempfile.TemporaryDirectory() as folder:
@@ -78,5 +85,5 @@ def _comes_back(trainer: Trainer, config: RunConfig, classes: Sequence[str], bat
 
 @torch.no_grad()
 def _found(detector: Detector, batch: Batch) -> list[torch.Tensor]:
-    (images,) = detector.detect(detector.encode(batch), batch, [0], 1)
+    (images,) = detector.detect(detector.encode(batch), batch, [0], Sampling(steps=1))
     return [tensor for image in images for tensor in (image.boxes_xyxy, image.scores, image.labels)]

@@ -8,30 +8,39 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import nn
 
 from noisebox.config import RunConfig
 from noisebox.data.loader import micro_batches
 from noisebox.errors import UserError
 from noisebox.models import Detector
 from noisebox.structures import Batch
+from noisebox.training.distill import Lesson
 from noisebox.training.optim import Ema, build_optimizer, learning_rate, set_learning_rate, train_mode
 
 
 class Trainer:
     """A detector with its optimiser, EMA and loss scaler. Step s is a pure function of their state, s and its batch."""
 
-    def __init__(self, config: RunConfig, detector: Detector) -> None:
-        """Raises UserError when the device is not there."""
+    def __init__(self, config: RunConfig, detector: Detector, teacher: Detector | None = None) -> None:
+        """With a distilling configuration, `teacher` is what the detector learns from.
+
+        Raises UserError when the device is not there.
+        """
         self.config, self.detector = config, detector
         self.accelerator = _accelerator(config)
         optimizer = build_optimizer(detector, config.solver)
         detector.to(self.accelerator.device)
         self.ema = Ema(detector, config.solver.ema_decay) if config.solver.ema_decay else None
-        self._model, self._optimizer = self.accelerator.prepare(detector, optimizer)
+        model: nn.Module = detector
+        if config.distill and teacher:
+            model = Lesson(detector, teacher.to(self.accelerator.device), config.distill)
+        self._model, self._optimizer = self.accelerator.prepare(model, optimizer)
         train_mode(detector)
 
     def update(self, batch: Batch, step: int) -> dict[str, float]:
-        """Take the optimiser step number `step` (from 0); returns the loss terms, averaged over the micro-batches.
+        """Take the optimiser step number `step` (from 0); returns the loss terms and what else the detector monitors,
+        averaged over the micro-batches.
 
         Raises UserError when a loss term or the gradient is not finite; the weights are then as they were.
         """
@@ -44,10 +53,11 @@ class Trainer:
                 terms = self._model(part.to(self.accelerator.device), self.config.seed, step)
                 values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
                 for name, value in values.items():
-                    if not math.isfinite(value):
+                    if is_loss(name) and not math.isfinite(value):
                         raise self._not_finite(f"loss term {name}", value, step)
                     sums[name] = sums.get(name, 0.0) + value / solver.accumulate
-                self.accelerator.backward(sum(terms.values()) / solver.accumulate)
+                loss = sum(term for name, term in terms.items() if is_loss(name))
+                self.accelerator.backward(loss / solver.accumulate)
         norm = float(self.accelerator.clip_grad_norm_(self.detector.parameters(), solver.clip_norm or math.inf))
         # Under fp16 an overflow is what the loss scaler looks for: it leaves the step out and scales less.
         if not math.isfinite(norm) and self.accelerator.scaler is None:
@@ -88,9 +98,14 @@ class Trainer:
         return UserError(f"{config.lineage} seed{config.seed}: {what} is {value} at iteration {step + 1}; {ways}")
 
 
+def is_loss(name: str) -> bool:
+    """Whether a term is minimised; the others are monitors."""
+    return name.startswith("loss_")
+
+
 def summed(terms: dict[str, float]) -> float:
     """The loss that is minimised."""
-    return math.fsum(terms.values())
+    return math.fsum(value for name, value in terms.items() if is_loss(name))
 
 
 def _accelerator(config: RunConfig) -> Accelerator:
