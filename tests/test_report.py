@@ -1,5 +1,6 @@
 """The report: its arithmetic against published and brute-force numbers, its bytes, its words, and what it refuses."""
 
+import itertools
 import json
 import math
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,30 +19,74 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from noisebox import graph
-from noisebox.config import ExperimentConfig
+from noisebox.config import ExperimentConfig, Sampling
 from noisebox.errors import UserError
-from noisebox.report import pictures, plots, summary, tables
+from noisebox.report import evaluations, pictures, plots, summary, tables
 
 GOLDEN = Path(__file__).parent / "golden/published_ap.tsv"
 CLASSES = ("car", "motorbike", "person")
 LINEAGES = ("baseline", "baseline+finetune")
+STUDENT = "baseline+distill"
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl", *(f"AP-{name}" for name in CLASSES)]
+UNGUIDED = (0.0, "none", 0, 0)
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "steps": {"eval_seeds": [0, 3], "sample_steps": [10, 1]},
+    "guidance": {
+        **{"eval_seeds": [1, 2], "sample_steps": [5]},
+        **{"scales": [0, 0.1, 0.5], "modes": ["final", "all"], "langevin_steps": [1, 2]},
+    },
+    "ablations": {"eval_seeds": [0, 1], "sample_steps": [1]},
+    "distillation": {"eval_seeds": [0, 4], "sample_steps": [1, 2, 10]},
+}
+
+ASKED = {
+    "main": LINEAGES,
+    "steps": ("baseline",),
+    "guidance": ("baseline+finetune",),
+    "ablations": (*LINEAGES, STUDENT),
+    "distillation": ("baseline", STUDENT),
+}
+ABLATIONS = {
+    "length": {"short": "baseline", "long": "baseline+finetune"},
+    "lesson": {"objects": "baseline+finetune", "teacher": STUDENT, "neither": "baseline"},
+}
 
 
-def an_experiment(lineages: tuple[str, ...] = LINEAGES, train_seeds: tuple[int, ...] = (0, 1)) -> ExperimentConfig:
-    parents = {"finetune": ["baseline"]} if len(lineages) > 1 else {}
+def an_experiment(
+    lineages: tuple[str, ...] = LINEAGES,
+    train_seeds: tuple[int, ...] = (0, 1),
+    protocols: dict[str, dict[str, Any]] | None = None,
+    asked: dict[str, tuple[str, ...]] | None = None,
+) -> ExperimentConfig:
+    """`asked` says by which lineages each of the protocols is asked, where not as in ASKED."""
+    protocols = {"main": {"eval_seeds": [0, 1, 2], "sample_steps": [1, 5]}, **(protocols or {})}
+    asked = {name: {**ASKED, **(asked or {})}[name] for name in protocols}
+    parents = {lineage.partition("+")[2]: ["baseline"] for lineage in lineages if "+" in lineage}
+    shown = [lineage for lineage in lineages if lineage != STUDENT]
     return ExperimentConfig(
         scale="test",
         train_seeds=list(train_seeds),
         recipes=["baseline", *parents],
+        scratch=["baseline"],
         parents=parents,
         lineages=list(lineages),
-        evaluation={"eval_seeds": [0, 1, 2], "sample_steps": [1, 5], "pictures": 2},
+        asked={lineage: [name for name in asked if lineage in asked[name]] for lineage in lineages},
+        protocols=protocols,
+        ablations=ABLATIONS if "ablations" in protocols else {},
+        pictures={"images": 2, "lineages": shown},
     )
 
 
-def evaluated(root: Path, experiment: ExperimentConfig) -> Path:
-    """Write what `noisebox evaluate` would, with invented numbers that differ in every cell."""
+def a_full_experiment(
+    protocols: dict[str, dict[str, Any]] | None = None, asked: dict[str, tuple[str, ...]] | None = None
+) -> ExperimentConfig:
+    """Every protocol; of three lineages the student is in the ablations and the distillation alone."""
+    return an_experiment((*LINEAGES, STUDENT), protocols={**PROTOCOLS, **(protocols or {})}, asked=asked)
+
+
+def evaluated(root: Path, experiment: ExperimentConfig, lesson: dict[str, Any] | None = None) -> Path:
+    """Write what `noisebox evaluate` would, with invented numbers that differ in every cell; `lesson` changes what the
+    student's run.json says of its teacher."""
     rng = np.random.default_rng(5)
     for image in range(2):
         path = root / f"data/images/{image}.png"
@@ -48,60 +94,63 @@ def evaluated(root: Path, experiment: ExperimentConfig) -> Path:
         Image.fromarray(rng.integers(90, 110, (48, 64, 3), dtype=np.uint8)).save(path)
     for lineage in experiment.lineages:
         for seed in experiment.train_seeds:
-            write_evaluation(root, lineage, seed, experiment, rng)
+            write_evaluation(root, lineage, seed, experiment, lesson or {}, rng)
     return root
 
 
+def checkpoint_sha256(lineage: str, seed: int) -> str:
+    return f"{len(lineage):02d}{seed}" + "a" * 61
+
+
+def cells(sampling: Sampling) -> dict[str, Any]:
+    guidance = sampling.guidance
+    guided = (guidance.scale, guidance.mode, guidance.langevin_steps, guidance.topk or 0)
+    of_guidance = zip(evaluations.GUIDANCE, guided if guidance.scale else UNGUIDED, strict=True)
+    return {"sample_step": sampling.steps, **dict(of_guidance)}
+
+
 def write_evaluation(
-    root: Path, lineage: str, seed: int, experiment: ExperimentConfig, rng: np.random.Generator
+    root: Path,
+    lineage: str,
+    seed: int,
+    experiment: ExperimentConfig,
+    lesson: dict[str, Any],
+    rng: np.random.Generator,
 ) -> None:
     folder, checkpoint = root / graph.evaluation_folder(lineage, seed), root / graph.checkpoint(lineage, seed)
     for path in (folder, checkpoint.parent):
         path.mkdir(parents=True, exist_ok=True)
     checkpoint.write_bytes(b"weights")
-    evidence = {"ckpt": graph.checkpoint(lineage, seed), "ckpt_sha256": f"{len(lineage):02d}{seed}" + "a" * 61}
-    protocol = experiment.evaluation
-    keys = [
-        {"run": lineage, "train_seed": seed, "eval_seed": eval_seed, "sample_step": step}
-        for step in protocol.sample_steps
-        for eval_seed in protocol.eval_seeds
-    ]
-    scores = [{name: f"{rng.uniform(10, 60):.4f}" for name in METRICS} for _ in keys]
-    write_rows(
-        folder / "results.tsv", [{**k, **s, "images": 80, **evidence} for k, s in zip(keys, scores, strict=True)]
-    )
-    seconds = {1: 0.01, 5: 0.15 if seed else 0.05}
-    speed = [
-        {
-            **{"run": lineage, "train_seed": seed, "sample_step": step, "inference_s_per_img": f"{seconds[step]:.6f}"},
-            **{
-                "inference_fps": f"{1 / seconds[step]:.3f}",
-                "device": "cpu",
-                "threads": 1,
-                "batch": 16,
-                "eval_seeds": 3,
-            },
-            **evidence,
-        }
-        for step in protocol.sample_steps
-    ]
+    evidence = {"ckpt": graph.checkpoint(lineage, seed), "ckpt_sha256": checkpoint_sha256(lineage, seed)}
+    run = {"run": lineage, "train_seed": seed}
+    results, speed = [], []
+    for sampling, eval_seeds in experiment.asked_of(lineage).items():
+        for eval_seed in eval_seeds:
+            scores = {name: f"{rng.uniform(10, 60):.4f}" for name in METRICS}
+            results.append({**run, "eval_seed": eval_seed, **cells(sampling), **scores, "images": 80, **evidence})
+        seconds = {1: 0.01, 5: 0.15 if seed else 0.05}.get(sampling.steps, 0.04 * sampling.steps)
+        seconds *= 1 + 4 * sampling.guidance.scale * sampling.guidance.langevin_steps
+        timing = {"inference_s_per_img": f"{seconds:.6f}", "inference_fps": f"{1 / seconds:.3f}", "device": "cpu"}
+        settings = {"threads": 1, "batch": 16, "eval_seeds": len(eval_seeds)}
+        speed.append({**run, **cells(sampling), **timing, **settings, **evidence})
+    write_rows(folder / "results.tsv", results)
     write_rows(folder / "speed.tsv", speed)
     rows = [f"train,{lineage},{step},{20 / step:.6g},0.001," for step in range(2, 14, 2)]
     curve = ["mode,phase,step,loss,lr,AP", *rows, f"val,{lineage},12,,,33.1"]
     (folder / "training.csv").write_text("\n".join(curve) + "\n")
-    run = {"dataset": "world_test", "data_hash": "d" * 64, "git_commit": "c" * 40, "git_dirty": True, "iterations": 12}
-    (folder / "run.json").write_text(json.dumps(run))
+    teacher = {
+        **{"lineage": "baseline", "seed": seed, "checkpoint": graph.checkpoint("baseline", seed)},
+        **{"sha256": checkpoint_sha256("baseline", seed), "kind": "sampler", "teacher_steps": 10, "student_steps": 2},
+        **lesson,
+    }
+    facts = {"dataset": "world_test", "data_hash": "d" * 64, "git_commit": "c" * 40, "git_dirty": True}
+    learned = {"iterations": 12, "teacher": teacher if lineage == STUDENT else None}
+    (folder / "run.json").write_text(json.dumps({**facts, **learned}))
     boxes = [{"box_xyxy": [8, 16, 24, 40], "label": "car"}]
     found = [{**boxes[0], "score": 0.8}, {"box_xyxy": [30, 5, 50, 20], "label": "person", "score": 0.1}]
+    size = {"width": 64, "height": 48}
     images = [
-        {
-            "id": k,
-            "file": f"data/images/{k}.png",
-            "width": 64,
-            "height": 48,
-            "ground_truth": boxes,
-            "detections": found[k:],
-        }
+        {"id": k, "file": f"data/images/{k}.png", **size, "ground_truth": boxes, "detections": found[k:]}
         for k in range(2)
     ]
     detections = {"sample_step": 5, "eval_seed": 0, "score_threshold": 0.05, "images": images}
@@ -113,7 +162,7 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def edit_results(root: Path, lineage: str, seed: int, edit: Callable[[pd.DataFrame], object]) -> None:
-    path = root / tables.results_path(lineage, seed)
+    path = root / evaluations.results_path(lineage, seed)
     table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     edit(table)
     table.to_csv(path, sep="\t", index=False, lineterminator="\n")
@@ -122,8 +171,8 @@ def edit_results(root: Path, lineage: str, seed: int, edit: Callable[[pd.DataFra
 def markdown_rows(text: str, heading: str) -> list[list[str]]:
     """The body cells of the first table below a heading, links reduced to their text."""
     table = text.split(heading + "\n", 1)[1].strip().split("\n\n")[0].splitlines()
-    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line).strip("| ") for line in table]
-    return [[cell.strip(" `") for cell in line.split(" | ")] for line in plain[2:]]
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line) for line in table]
+    return [[cell.strip(" `") for cell in line[1:-1].split(" | ")] for line in plain[2:]]
 
 
 @pytest.fixture
@@ -139,11 +188,19 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def fully_reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of every protocol that nobody changes."""
+    root = evaluated(tmp_path_factory.mktemp("full"), a_full_experiment())
+    summary.write_report(a_full_experiment(), root)
+    return root
+
+
 # The arithmetic
 
 
 def test_published_values() -> None:
-    table = tables.summarise(tables.read_table(GOLDEN, {**tables.RUN, "AP": float}))
+    table = tables.summarise(evaluations.read_table(GOLDEN, {**evaluations.RUN, "AP": float}))
     rounded = table.set_index("run")[["AP", "AP_std", "AP_std_flat"]].round(4).T.to_dict("list")
     assert rounded == {
         "baseline": [46.4293, 0.4985, 0.7817],
@@ -190,21 +247,21 @@ def test_arithmetic_is_that_of_plain_python(protocol_of: dict[tuple[str, int], l
 def test_numbers_in_the_summary_are_those_of_the_results(reported: Path) -> None:
     raw = pd.concat(
         [
-            pd.read_csv(reported / tables.results_path(lineage, seed), sep="\t")
+            pd.read_csv(reported / evaluations.results_path(lineage, seed), sep="\t")
             for lineage in LINEAGES
             for seed in (0, 1)
         ]
     )
     written = pd.read_csv(reported / "reports/tables/main.tsv", sep="\t")
     shown = markdown_rows((reported / "reports/summary.md").read_text(), "## Average precision")
-    assert [row[:2] for row in shown] == [[lineage, step] for lineage in LINEAGES for step in "15"]
+    assert [row[:3] for row in shown] == [[lineage, "12", step] for lineage in LINEAGES for step in "15"]
     for row, cells in zip(written.to_dict("records"), shown, strict=True):
         runs = raw[(raw["run"] == row["run"]) & (raw["sample_step"] == row["sample_step"])]
         for name in METRICS:
             assert row[name] == pytest.approx(runs.groupby("train_seed")[name].mean().mean(), abs=1e-4)
         numbers = [row[name] for name in ("AP", "AP_std", "AP_std_flat", "AP50", "AP75")]
-        assert cells[2:] == [*(f"{number:.2f}" for number in numbers), "2 × 3", "seed0 seed1"]
-        assert row["results"] == ",".join(tables.results_path(row["run"], seed) for seed in (0, 1))
+        assert cells[3:] == [*(f"{number:.2f}" for number in numbers), "2 × 3", "seed0 seed1"]
+        assert row["results"] == ",".join(evaluations.results_path(row["run"], seed) for seed in (0, 1))
     scalars = json.loads((reported / "reports/metrics.json").read_text())
     assert [scalars[row["run"]][f"AP@{row['sample_step']}"] for row in written.to_dict("records")] == list(
         written["AP"]
@@ -219,6 +276,276 @@ def test_speed_is_that_of_speed_tsv(reported: Path) -> None:
     ]
 
 
+# The other protocols, against loops over the files' own rows
+
+Rows = list[dict[str, Any]]
+
+
+def written_rows(root: Path, name: str) -> Rows:
+    """Every row of every results.tsv or speed.tsv, cells as written."""
+    files = sorted(root.glob(f"evals/*/*/{name}"))
+    tables_ = [pd.read_csv(path, sep="\t", keep_default_na=False) for path in files]
+    return [row for table in tables_ for row in table.to_dict("records")]
+
+
+def report_table(root: Path, name: str) -> Rows:
+    rows: Rows = pd.read_csv(root / f"reports/tables/{name}.tsv", sep="\t", keep_default_na=False).to_dict("records")
+    return rows
+
+
+def taken(rows: Rows, **cell: object) -> Rows:
+    """The rows that have these cells; a list says which values fit."""
+    fits = {name: value if isinstance(value, list) else [value] for name, value in cell.items()}
+    return [row for row in rows if all(row[name] in values for name, values in fits.items())]
+
+
+def mean_of(rows: Rows, name: str = "AP") -> float:
+    """By train seed first, as published."""
+    by_seed: dict[int, list[float]] = {}
+    for row in rows:
+        by_seed.setdefault(row["train_seed"], []).append(row[name])
+    return statistics.fmean(statistics.fmean(values) for values in by_seed.values())
+
+
+def paired_differences(rows: Rows, reference: Rows) -> list[float]:
+    of_pair = {(row["train_seed"], row["eval_seed"]): row["AP"] for row in reference}
+    return [row["AP"] - of_pair[row["train_seed"], row["eval_seed"]] for row in rows]
+
+
+def assert_numbers(row: dict[str, Any], **expected: float) -> None:
+    numbers = {name: row[name] for name in expected}
+    assert numbers == pytest.approx(expected, abs=6e-4 if {"ratio", "speedup"} & expected.keys() else 6e-5)
+
+
+def test_tradeoff_table(fully_reported: Path) -> None:
+    table = report_table(fully_reported, "tradeoff")
+    results, speed = written_rows(fully_reported, "results.tsv"), written_rows(fully_reported, "speed.tsv")
+    assert [(row["run"], row["sample_step"]) for row in table] == [("baseline", 1), ("baseline", 10)]
+    fewest = mean_of(taken(speed, run="baseline", sample_step=1), "inference_s_per_img")
+    for row in table:
+        cell = {"run": "baseline", "sample_step": row["sample_step"]}
+        runs, seconds = taken(results, **cell, eval_seed=[0, 3]), mean_of(taken(speed, **cell), "inference_s_per_img")
+        by_seed = [mean_of(taken(runs, train_seed=seed)) for seed in (0, 1)]
+        assert_numbers(row, AP=mean_of(runs), AP_std=statistics.pstdev(by_seed), s_per_img=seconds)
+        assert_numbers(row, ratio=seconds / fewest)
+        assert (row["train_seeds"], row["eval_seeds"]) == (2, 2)
+        assert row["results"] == ",".join(evaluations.results_path("baseline", seed) for seed in (0, 1))
+
+
+def test_guidance_table(fully_reported: Path) -> None:
+    table = report_table(fully_reported, "guidance")
+    results, speed = written_rows(fully_reported, "results.tsv"), written_rows(fully_reported, "speed.tsv")
+    grid = list(itertools.product((0.1, 0.5), ("final", "all"), (1, 2)))
+    names = ("guidance_scale", "guidance_mode", "guidance_steps")
+    assert [tuple(row[name] for name in names) for row in table] == [(0, "none", 0), *grid]
+    of_all = {"run": "baseline+finetune", "sample_step": 5}
+    unguided = taken(results, **of_all, eval_seed=[1, 2], guidance_scale=0)
+    seconds_unguided = mean_of(taken(speed, **of_all, guidance_scale=0), "inference_s_per_img")
+    for row in table:
+        cell = {**of_all, **{name: row[name] for name in names}}
+        guided, seconds = taken(results, **cell, eval_seed=[1, 2]), mean_of(taken(speed, **cell), "inference_s_per_img")
+        deltas = paired_differences(guided, unguided)
+        assert len(deltas) == 4
+        assert_numbers(row, AP=mean_of(guided), delta=statistics.fmean(deltas), delta_std=statistics.pstdev(deltas))
+        assert_numbers(row, s_per_img=seconds, ratio=seconds / seconds_unguided)
+    assert table[0]["delta"] == 0
+
+
+def test_ablations_table(fully_reported: Path) -> None:
+    table, results = report_table(fully_reported, "ablations"), written_rows(fully_reported, "results.tsv")
+    groups = ABLATIONS
+    expected = [(group, variant, run) for group in groups for variant, run in groups[group].items()]
+    assert [(row["group"], row["variant"], row["run"]) for row in table] == expected
+    for row in table:
+        first = next(iter(groups[row["group"]].values()))
+        own, reference = (
+            taken(results, run=run, sample_step=1, eval_seed=[0, 1], guidance_scale=0) for run in (row["run"], first)
+        )
+        deltas = paired_differences(own, reference)
+        assert_numbers(row, AP=mean_of(own), delta=statistics.fmean(deltas), delta_std=statistics.pstdev(deltas))
+        assert (row["iterations"], row["train_seeds"], row["eval_seeds"]) == (12, 2, 2)
+
+
+@pytest.mark.parametrize("fixed", [None, 1])
+def test_distillation_table(tmp_path: Path, fixed: int | None) -> None:
+    """With the teacher of the student's own train seed, or of one seed for all."""
+    experiment = a_full_experiment()
+    lesson = {} if fixed is None else {"seed": fixed, "sha256": checkpoint_sha256("baseline", fixed)}
+    summary.write_report(experiment, evaluated(tmp_path, experiment, lesson))
+    table = report_table(tmp_path, "distillation")
+    results, speed = written_rows(tmp_path, "results.tsv"), written_rows(tmp_path, "speed.tsv")
+    assert [(row["run"], row["student_steps"], row["sample_step"]) for row in table] == [
+        (STUDENT, 2, 1),
+        (STUDENT, 2, 2),
+    ]
+    teachers = {seed: seed if fixed is None else fixed for seed in (0, 1)}
+
+    def lessons(rows: Rows, steps: int) -> Rows:
+        of_teacher = taken(rows, run="baseline", sample_step=steps)
+        return [{**row, "train_seed": k} for k, seed in teachers.items() for row in taken(of_teacher, train_seed=seed)]
+
+    for row in table:
+        student = taken(results, run=STUDENT, sample_step=row["sample_step"], eval_seed=[0, 4])
+        one, many = (taken(lessons(results, steps), eval_seed=[0, 4]) for steps in (1, 10))
+        gap_1, gap = paired_differences(student, one), paired_differences(student, many)
+        assert_numbers(row, AP=mean_of(student), teacher_AP_1=mean_of(one), teacher_AP=mean_of(many))
+        assert_numbers(row, gap_1=statistics.fmean(gap_1), gap=statistics.fmean(gap), gap_std=statistics.pstdev(gap))
+        assert (row["teacher"], row["teacher_steps"], row["pairs_1"], row["pairs"]) == ("baseline", 10, 4, 4)
+        own = mean_of(taken(speed, run=STUDENT, sample_step=row["sample_step"]), "inference_s_per_img")
+        theirs = mean_of(lessons(speed, 10), "inference_s_per_img")
+        assert_numbers(row, s_per_img=own, teacher_s_per_img=theirs, speedup=theirs / own)
+        assert row["teacher_results"].split(",") == [
+            evaluations.results_path("baseline", seed) for seed in dict.fromkeys(teachers.values())
+        ]
+
+
+def test_the_main_table_has_the_main_protocol_alone(fully_reported: Path) -> None:
+    """Whatever other protocols ask of its lineages: other eval seeds, steps and guidance."""
+    table, results = report_table(fully_reported, "main"), written_rows(fully_reported, "results.tsv")
+    assert [(row["run"], row["sample_step"]) for row in table] == list(itertools.product(LINEAGES, (1, 5)))
+    for row in table:
+        cell = {"run": row["run"], "sample_step": row["sample_step"], "guidance_scale": 0, "eval_seed": [0, 1, 2]}
+        runs = taken(results, **cell)
+        assert len(runs) == row["runs"] == 6
+        assert_numbers(row, **{name: mean_of(runs, name) for name in METRICS})
+    assert len(results) > 4 * 6
+
+
+pairs = st.dictionaries(st.tuples(st.integers(0, 3), st.integers(0, 3)), st.tuples(ap_values, ap_values), min_size=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs, st.randoms(use_true_random=False))
+def test_differences_are_paired_whatever_the_order(
+    ap_of: dict[tuple[int, int], tuple[float, float]], random: Any
+) -> None:
+    def table(side: int) -> pd.DataFrame:
+        rows = [{"train_seed": k, "eval_seed": e, "AP": both[side]} for (k, e), both in ap_of.items()]
+        return pd.DataFrame(random.sample(rows, len(rows)))
+
+    found = tables.difference(table(0), table(1))
+    expected = [own - other for own, other in ap_of.values()]
+    assert found.pairs == len(expected)
+    assert found.mean == pytest.approx(statistics.fmean(expected), abs=1e-9)
+    if len(expected) > 1:
+        assert found.std == pytest.approx(statistics.pstdev(expected), abs=1e-9)
+    else:
+        assert math.isnan(found.std)
+
+
+def test_sections_show_their_tables(fully_reported: Path) -> None:
+    text = (fully_reported / "reports/summary.md").read_text()
+    sections = re.findall(r"^## (.*)", text, re.MULTILINE)
+    assert sections == [
+        *["What was run", "Average precision", "Step trade-off", "Distillation", "Ablations", "Guidance"],
+        *["Speed", "Training", "Pictures", "Provenance"],
+    ]
+
+    def signed(value: float) -> str:
+        return f"{value:+.2f}".replace("-", "−")
+
+    for row, shown in zip(
+        report_table(fully_reported, "tradeoff"), markdown_rows(text, "## Step trade-off"), strict=True
+    ):
+        assert shown[2:6] == [
+            f"{row['AP']:.2f}",
+            f"{row['AP_std']:.2f}",
+            f"{row['s_per_img']:.4f}",
+            f"{row['ratio']:.1f}",
+        ]
+    for row, shown in zip(report_table(fully_reported, "guidance"), markdown_rows(text, "## Guidance"), strict=True):
+        assert shown[2] == f"{row['guidance_scale']:g}"
+        assert shown[7:9] == (
+            [signed(row["delta"]), f"{row['delta_std']:.2f}"] if row["guidance_scale"] else ["–", "–"]
+        )
+    shown_groups = [row[:2] for row in markdown_rows(text, "## Ablations")]
+    assert shown_groups[:3] == [["**length**", "short"], ["", "long"], ["**lesson**", "objects"]]
+    for row, shown in zip(report_table(fully_reported, "ablations"), markdown_rows(text, "## Ablations"), strict=True):
+        first = row["variant"] in ("short", "objects")
+        assert shown[5:7] == (["–", "–"] if first else [signed(row["delta"]), f"{row['delta_std']:.2f}"])
+    for row, shown in zip(
+        report_table(fully_reported, "distillation"), markdown_rows(text, "## Distillation"), strict=True
+    ):
+        assert shown[:2] == [STUDENT, str(row["sample_step"])]
+        assert shown[4:9] == [
+            *["its parent", f"{row['teacher_AP_1']:.2f}", "10", f"{row['teacher_AP']:.2f}", signed(row["gap"])],
+        ]
+
+
+def test_outcome_in_numbers_without_a_verdict(fully_reported: Path) -> None:
+    top = (fully_reported / "reports/summary.md").read_text().split("## What was run")[0]
+    one, ten = report_table(fully_reported, "tradeoff")
+    student = report_table(fully_reported, "distillation")[1]
+    assert f"**More steps** `baseline`: AP {one['AP']:.2f} at 1 step, {ten['AP']:.2f} at 10 (" in top
+    assert f"{ten['ratio']:.1f} times the time" in top
+    assert f"**Student against teacher** `{STUDENT}`: AP {student['AP']:.2f} at 2 steps; its teacher " in top
+    assert f"its teacher {student['teacher_AP_1']:.2f} at 1 step (" in top
+    assert f"{student['teacher_AP']:.2f} at 10 steps (" in top
+    assert f", at {student['speedup']:.1f} times its speed)" in top
+    results = written_rows(fully_reported, "results.tsv")
+    child, parent = (
+        mean_of(taken(results, run=run, sample_step=5, eval_seed=[0, 1, 2], guidance_scale=0)) for run in LINEAGES[::-1]
+    )
+    change = f"{child - parent:+.2f} at 5 steps ({parent:.2f} → {child:.2f})".replace("-", "−")
+    assert "**Finetune against its parent** `baseline+finetune`: " in top
+    assert change in top
+    assert not re.search(r"\b(better|worse|significant|improve|gain|drop)", top)
+
+
+@pytest.mark.parametrize("missing", PROTOCOLS)
+def test_a_protocol_that_is_not_declared(tmp_path: Path, missing: str) -> None:
+    """Its files are there all the same: a table with its header only, a plot of words, a sentence."""
+    declared = {name: protocol for name, protocol in PROTOCOLS.items() if name != missing}
+    experiment = an_experiment((*LINEAGES, STUDENT), protocols=declared)
+    written = summary.write_report(experiment, evaluated(tmp_path, experiment))
+    assert [path.relative_to(tmp_path).as_posix() for path in written] == graph.report_outputs()
+    name = {"steps": "tradeoff"}.get(missing, missing)
+    header, *rows = (tmp_path / f"reports/tables/{name}.tsv").read_text().splitlines()
+    assert (header.split("\t"), rows) == (getattr(tables, name.upper()), [])
+    text = (tmp_path / "reports/summary.md").read_text()
+    assert f"\n\nThe experiment declares no protocol {missing}.\n\n" in text
+    assert f"plots/{name}.png" not in text
+
+
+def test_what_the_protocol_does_not_ask_for_is_a_dash_with_its_reason(tmp_path: Path) -> None:
+    declared = {"distillation": {**PROTOCOLS["distillation"], "sample_steps": [1]}}
+    experiment = an_experiment((*LINEAGES, STUDENT), protocols=declared)
+    summary.write_report(experiment, evaluated(tmp_path, experiment))
+    (row,) = report_table(tmp_path, "distillation")
+    assert (row["sample_step"], row["pairs_1"], row["pairs"], row["gap"], row["speedup"]) == (1, 4, 0, "nan", "nan")
+    text = (tmp_path / "reports/summary.md").read_text()
+    (shown,) = markdown_rows(text, "## Distillation")
+    assert shown[6:10] == ["10", "–", "–", "–"]
+    reason = f"`{STUDENT}` seed 0 at 2 steps, `baseline` seed 0 at 10 steps, `{STUDENT}` seed 1 at 2 steps"
+    assert f"–: protocols.distillation does not ask for {reason}, `baseline` seed 1 at 10 steps." in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            {"protocols": {"guidance": {**PROTOCOLS["guidance"], "scales": [0]}}},
+            "The protocol guidance has no scale above 0.",
+        ),
+        (
+            {"asked": {"distillation": ("baseline",)}},
+            "The protocol distillation has no student at the steps that it asks for.",
+        ),
+    ],
+)
+def test_a_protocol_with_nothing_to_show(tmp_path: Path, changed: dict[str, dict[str, Any]], words: str) -> None:
+    experiment = a_full_experiment(**changed)
+    summary.write_report(experiment, evaluated(tmp_path, experiment))
+    assert words in (tmp_path / "reports/summary.md").read_text()
+
+
+def test_a_teacher_that_is_not_the_checkpoint_learned_from_is_told(tmp_path: Path) -> None:
+    experiment = a_full_experiment()
+    summary.write_report(experiment, evaluated(tmp_path, experiment, {"sha256": "e" * 64}))
+    told = "**The teacher evaluated is not the checkpoint learned from:**"
+    assert f"{told} `{STUDENT}` seed 0, `{STUDENT}` seed 1" in (tmp_path / "reports/summary.md").read_text()
+
+
 # What is written
 
 
@@ -229,11 +556,39 @@ def test_same_inputs_same_bytes_anywhere(reported: Path, root: Path) -> None:
         assert (root / path).read_bytes() == (reported / path).read_bytes(), path
 
 
-def test_every_link_of_the_summary_resolves(reported: Path) -> None:
-    text = (reported / "reports/summary.md").read_text()
+def test_the_order_of_rows_in_a_file_does_not_matter(tmp_path: Path, fully_reported: Path) -> None:
+    experiment = a_full_experiment()
+    for path in evaluated(tmp_path, experiment).glob("evals/*/*/*.tsv"):
+        header, *rows = path.read_text().splitlines()
+        path.write_text("\n".join([header, *reversed(rows)]) + "\n")
+    summary.write_report(experiment, tmp_path)
+    for output in graph.report_outputs():
+        assert (tmp_path / output).read_bytes() == (fully_reported / output).read_bytes(), output
+
+
+def test_plots_show_what_is_theirs_alone(tmp_path: Path, fully_reported: Path) -> None:
+    """The student is in neither main nor pictures, so neither its curve nor its detections are drawn."""
+    experiment = a_full_experiment()
+    for path in evaluated(tmp_path, experiment).glob(f"evals/{STUDENT}/*"):
+        (path / "training.csv").write_text("mode,phase,step,loss\ntrain,x,5,99\n")
+        detections = json.loads((path / "detections.json").read_text())
+        (path / "detections.json").write_text(json.dumps({**detections, "images": []}))
+    edit_results(tmp_path, STUDENT, 0, lambda table: table.__setitem__("AP", "33.3"))
+    summary.write_report(experiment, tmp_path)
+    names = [f"plots/{name}.png" for name in ("loss", "steps", "tradeoff", "guidance", "distillation")]
+    changed = [
+        name
+        for name in [*names, "pictures/detections.png"]
+        if (tmp_path / "reports" / name).read_bytes() != (fully_reported / "reports" / name).read_bytes()
+    ]
+    assert changed == ["plots/distillation.png"]
+
+
+def test_every_link_of_the_summary_resolves(fully_reported: Path) -> None:
+    text = (fully_reported / "reports/summary.md").read_text()
     links = [link for link in re.findall(r"\]\(([^)]*)\)", text) if not link.startswith("#")]
-    assert len(links) > 30
-    assert [link for link in links if not (reported / "reports" / link).is_file()] == []
+    assert len(links) > 90
+    assert [link for link in links if not (fully_reported / "reports" / link).is_file()] == []
     assert "commit `cccccccccccc` with uncommitted changes" in text
 
 
@@ -241,7 +596,7 @@ def test_nan_run_is_shown_and_makes_the_mean_nan(root: Path) -> None:
     edit_results(root, "baseline", 1, lambda table: table.__setitem__("AP", ["nan", *table["AP"][1:]]))
     summary.write_report(an_experiment(), root)
     text = (root / "reports/summary.md").read_text()
-    assert markdown_rows(text, "## Average precision")[0][2:5] == ["nan", "nan", "nan"]
+    assert markdown_rows(text, "## Average precision")[0][3:6] == ["nan", "nan", "nan"]
     assert "**AP is nan in 1 of 24 runs.**" in text
     assert "`baseline` train seed 1 at 1 step: eval seed 0 ([results.tsv](../evals/baseline/seed1/results.tsv))" in text
     assert list(pd.read_csv(root / "reports/tables/main.tsv", sep="\t")["nan_runs"]) == [1, 0, 0, 0]
@@ -263,12 +618,12 @@ def test_one_train_seed_has_no_spread(tmp_path: Path) -> None:
     experiment = an_experiment(("baseline",), (3,))
     summary.write_report(experiment, evaluated(tmp_path, experiment))
     text = (tmp_path / "reports/summary.md").read_text()
-    assert [row[3] for row in markdown_rows(text, "## Average precision")] == ["–", "–"]
+    assert [row[4] for row in markdown_rows(text, "## Average precision")] == ["–", "–"]
     assert "±" not in text.split("## What was run")[0]
 
 
 def test_finetune_curve_goes_on_after_its_parent(root: Path) -> None:
-    runs = [summary.read_run(lineage, 0, root) for lineage in LINEAGES]
+    runs = [evaluations.read_run(lineage, 0, root) for lineage in LINEAGES]
     parent, child = summary.training_curves(runs)
     assert (parent.start, child.start) == (0, 12)
     assert parent.steps == (2, 4, 6, 8, 10, 12)
@@ -347,10 +702,21 @@ def test_missing_file_names_its_command(root: Path) -> None:
         ("baseline\t1\t1", "baseline\t0\t1", "column 'train_seed' says 0 where the folder says 1"),
         ("baseline\t1\t1", "other\t1\t1", "column 'run' says other where the folder says baseline"),
         ("baseline\t1\t1", "baseline\t1\t0", "2 rows for run baseline, train_seed 1, eval_seed 0, sample_step 1"),
-        ("baseline\t1\t2\t5\t", "baseline\t1\t2\t5\t-1", "line 7: column 'AP' must lie in 0 to 100 or be nan"),
-        ("baseline\t1\t2\t5\t", "baseline\t1\t2\t5\t?", "line 7: column 'AP' must be a number or nan"),
-        ("baseline\t1\t2\t5\t", "baseline\t1\t2\t7\t", "differ in eval seeds or sampling steps"),
-        ("\t80\truns/baseline/seed1/model_final.pth", "", "line 2: 14 cells for 16 columns"),
+        (
+            "\t2\t5\t0.0\tnone\t0\t0\t",
+            "\t2\t5\t0.0\tnone\t0\t0\t-1",
+            "line 7: column 'AP' must lie in 0 to 100 or be nan",
+        ),
+        ("\t2\t5\t0.0\tnone\t0\t0\t", "\t2\t5\t0.0\tnone\t0\t0\t?", "line 7: column 'AP' must be a number or nan"),
+        ("guidance_topk", "topk", "column 'guidance_topk' is missing"),
+        ("\t0.0\tnone", "\t-1\tnone", "line 2: column 'guidance_scale' must be a number from 0 on, not '-1'"),
+        ("\t0.0\tnone", "\t0.0\tsome", "line 2: column 'guidance_mode' must be none, final or all, not 'some'"),
+        (
+            *("baseline\t1\t2\t5\t", "baseline\t1\t2\t7\t"),
+            "results.tsv has no row for 5 sampling steps under eval seed 2, which protocols.main in "
+            "params/experiment.yaml asks for; this makes it: noisebox evaluate baseline --seed 1",
+        ),
+        ("\t80\truns/baseline/seed1/model_final.pth", "", "line 2: 18 cells for 20 columns"),
         ("\t80\truns/baseline/seed1/model_final.pth", "\t80\t", "line 2: column 'ckpt' is empty"),
         ("081a", "081b", "name several checkpoints"),
     ],
@@ -366,11 +732,45 @@ def test_broken_results(root: Path, old: str, new: str, complaint: str) -> None:
     assert "evals/baseline/seed1" in str(caught.value)
 
 
+def test_train_seeds_with_different_teachers(tmp_path: Path) -> None:
+    experiment = a_full_experiment()
+    path = evaluated(tmp_path, experiment) / graph.evaluation_folder(STUDENT, 1) / "run.json"
+    path.write_text(path.read_text().replace('"teacher_steps": 10', '"teacher_steps": 20'))
+    with pytest.raises(UserError, match=rf"train seeds of '{re.escape(STUDENT)}' learned from different teachers"):
+        summary.write_report(experiment, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "complaint"),
+    [
+        (
+            *("results.tsv", lambda table: table[table["guidance_scale"] != "0.5"]),
+            "no row for 5 sampling steps, guidance scale 0.5, mode final, k 1 under eval seed 1, which protocols.guid",
+        ),
+        (
+            *("speed.tsv", lambda table: table[table["guidance_mode"] != "all"]),
+            "no row for 5 sampling steps, guidance scale 0.1, mode all, k 1, which protocols.guidance",
+        ),
+    ],
+)
+def test_a_row_that_a_protocol_asks_for_is_missing(
+    tmp_path: Path, name: str, edit: Callable[[pd.DataFrame], pd.DataFrame], complaint: str
+) -> None:
+    experiment = a_full_experiment()
+    path = evaluated(tmp_path, experiment) / graph.evaluation_folder("baseline+finetune", 1) / name
+    edit(pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)).to_csv(path, sep="\t", index=False)
+    with pytest.raises(UserError) as caught:
+        summary.write_report(experiment, tmp_path)
+    assert complaint in str(caught.value)
+    assert str(caught.value).startswith(f"evals/baseline+finetune/seed1/{name} has")
+    assert str(caught.value).endswith("this makes it: noisebox evaluate baseline+finetune --seed 1")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
         ("results.tsv", "", "column 'run' is missing; the header has nothing"),
-        ("results.tsv", "\t".join(tables.RESULTS) + "\n", "has a header but no rows"),
+        ("results.tsv", "\t".join(evaluations.RESULTS) + "\n", "has a header but no rows"),
         ("speed.tsv", "\xff", "is not a table in UTF-8 text"),
         ("training.csv", "mode,step,loss\ntrain,2,1\ntrain,2,1\n", "two rows of mode 'train' for step 2"),
         ("detections.json", "{}", "key 'images' is missing"),
@@ -378,6 +778,9 @@ def test_broken_results(root: Path, old: str, new: str, complaint: str) -> None:
         ("detections.json", '{"images": [{"ground_truth": [{"box_xyxy": [NaN, 1, 2, 3]}]}]}', "is not finite"),
         ("run.json", "[]", "must hold a mapping"),
         ("run.json", "{", "is not valid JSON"),
+        ("run.json", "{}", "key 'iterations' is missing"),
+        ("run.json", '{"iterations": "many"}', "is not what a training writes"),
+        ("run.json", '{"iterations": 5, "teacher": {"lineage": "baseline"}}', "key 'seed' is missing"),
     ],
 )
 def test_broken_files(root: Path, name: str, content: str, complaint: str) -> None:

@@ -36,8 +36,15 @@ REPORT_FILES = (
     "tables/main.tsv",
     "tables/speed.tsv",
     "tables/steps.tsv",
+    "tables/tradeoff.tsv",
+    "tables/distillation.tsv",
+    "tables/ablations.tsv",
+    "tables/guidance.tsv",
     "plots/loss.png",
     "plots/steps.png",
+    "plots/tradeoff.png",
+    "plots/distillation.png",
+    "plots/guidance.png",
     "pictures/detections.png",
 )
 

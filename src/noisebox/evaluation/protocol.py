@@ -1,4 +1,4 @@
-"""The evaluation protocol: every eval seed at every step count on one checkpoint, in one job.
+"""The evaluation of one checkpoint in one job: every way to sample that the protocols ask for, under its eval seeds.
 
 Each image's features are computed once and shared; all eval seeds go through the head as one batch. The files written
 here are all that the report reads of a run: results, speed, some detections, and the run's own curve and provenance.
@@ -7,16 +7,17 @@ here are all that the report reads of a run: results, speed, some detections, an
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from torch.nn.functional import one_hot
 
 from noisebox import graph
-from noisebox.config import ProtocolConfig, RunConfig
+from noisebox.config import RunConfig, Sampling
 from noisebox.data.catalog import open_split
 from noisebox.data.coco import CocoSplit
 from noisebox.data.loader import evaluation_batches
@@ -30,58 +31,71 @@ if TYPE_CHECKING:
     from noisebox.models import Detector
 
 PICTURE_SCORE = 0.05
+COUNTED = 100  # detections an image and class that COCO's metrics look at
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+Asked = Mapping[Sampling, Sequence[int]]  # each way to sample, with the eval seeds to run it under
 
 
 @dataclass
 class Measurement:
-    """What a protocol gave.
+    """What an evaluation gave.
 
-    `metrics` and `detections` are keyed by (eval seed, sample steps); `seconds_per_image` by sample steps: the
-    encoder's share of one image plus one eval seed's share of the sampling.
+    `metrics` and `detections` are keyed by (eval seed, sampling); of the detections of an image and class only the
+    COUNTED best are kept, as no metric looks at more. `seconds_per_image` by sampling: the encoder's share of one image
+    plus one eval seed's share of the sampling.
     """
 
-    metrics: dict[tuple[int, int], DetectionMetrics] = field(default_factory=dict)
-    detections: dict[tuple[int, int], dict[int, Detections]] = field(default_factory=dict)
-    seconds_per_image: dict[int, float] = field(default_factory=dict)
+    metrics: dict[tuple[int, Sampling], DetectionMetrics] = field(default_factory=dict)
+    detections: dict[tuple[int, Sampling], dict[int, Detections]] = field(default_factory=dict)
+    seconds_per_image: dict[Sampling, float] = field(default_factory=dict)
 
 
 def measure(
-    model: "Detector",
-    split: CocoSplit,
-    config: RunConfig,
-    eval_seeds: Sequence[int],
-    sample_steps: Sequence[int],
-    progress: Progress | None = None,
+    model: "Detector", split: CocoSplit, config: RunConfig, asked: Asked, progress: Progress | None = None
 ) -> Measurement:
-    """Run the protocol over a split; the model is left in the mode it came in."""
-    keys = [(seed, steps) for steps in sample_steps for seed in eval_seeds]
+    """Evaluate a model on a split in every way asked; the model is left in the mode it came in."""
+    keys = [(seed, sampling) for sampling, eval_seeds in asked.items() for seed in eval_seeds]
     measured = Measurement(detections={key: {} for key in keys})
-    encoding, sampling = 0.0, dict.fromkeys(sample_steps, 0.0)
+    encoding, sampled = 0.0, dict.fromkeys(asked, 0.0)
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), autocast(config.device, config.precision):
+    # Not inference mode: what is encoded in it could not take part in the gradients that guidance climbs.
+    with torch.no_grad(), autocast(config.device, config.precision):
         for batch in evaluation_batches(split, config):
             on_device = batch.to(config.device)
             started = _now(config.device)
             encoded = model.encode(on_device)
             encoding += _now(config.device) - started
-            for steps in sample_steps:
+            for sampling, eval_seeds in asked.items():
                 started = _now(config.device)
-                by_seed = model.detect(encoded, on_device, eval_seeds, steps)
-                sampling[steps] += _now(config.device) - started
+                by_seed = model.detect(encoded, on_device, eval_seeds, sampling)
+                sampled[sampling] += _now(config.device) - started
                 for seed, found in zip(eval_seeds, by_seed, strict=True):
                     of_image = zip(batch.image_ids, found, strict=True)
-                    measured.detections[seed, steps].update({image: each.cpu() for image, each in of_image})
+                    measured.detections[seed, sampling].update({image: counted(each.cpu()) for image, each in of_image})
             if progress:
                 progress.advance(len(batch))
     model.train(was_training)
     for key in keys:
         measured.metrics[key] = coco_metrics(split, measured.detections[key])
     images = len(split.images)
-    for steps in sample_steps:
-        measured.seconds_per_image[steps] = encoding / images + sampling[steps] / (images * len(eval_seeds))
+    for sampling, seconds in sampled.items():
+        measured.seconds_per_image[sampling] = encoding / images + seconds / (images * len(asked[sampling]))
     return measured
+
+
+def counted(found: Detections) -> Detections:
+    """The COUNTED best of each class, still in falling order of score; COCO's metrics are the same without the rest.
+
+    An ensemble over many steps finds thousands of boxes an image, and an evaluation holds all its ways at once.
+    """
+    if len(found.scores) <= COUNTED:
+        return found
+    rank = one_hot(found.labels).cumsum(0).gather(1, found.labels[:, None])[:, 0]
+    kept = rank <= COUNTED
+    return Detections(found.boxes_xyxy[kept], found.scores[kept], found.labels[kept])
 
 
 def autocast(device: str, precision: str) -> torch.autocast:
@@ -96,12 +110,17 @@ def _now(device: str) -> float:
 
 
 def evaluate(
-    model: "Detector", config: RunConfig, checkpoint: Path, protocol: ProtocolConfig, classes: list[str]
+    model: "Detector", config: RunConfig, checkpoint: Path, asked: Asked, pictured_images: int, classes: list[str]
 ) -> None:
-    """Evaluate one run's checkpoint and write graph.EVALUATION_FILES.
+    """Evaluate one run's checkpoint and write graph.EVALUATION_FILES, with detections of the first `pictured_images`.
 
-    Raises UserError when the checkpoint was trained for other classes than the dataset has.
+    Raises UserError when the model cannot sample so, or was trained for other classes than the dataset has.
     """
+    for sampling in asked:
+        try:
+            model.check_sampling(sampling)
+        except UserError as error:
+            raise UserError(f"{checkpoint} cannot be sampled as {graph.EXPERIMENT} asks: {error}") from None
     torch.set_num_threads(config.threads)
     split = open_split(config.dataset, "val")
     if list(split.classes) != classes:
@@ -112,54 +131,76 @@ def evaluate(
     label = f"evaluate {config.lineage} seed{config.seed}"
     model.to(config.device)
     with Progress(label, len(split.images)) as progress:
-        measured = measure(model, split, config, protocol.eval_seeds, protocol.sample_steps, progress)
+        measured = measure(model, split, config, asked, progress)
     folder = Path(graph.evaluation_folder(config.lineage, config.seed))
     evidence = {"ckpt": checkpoint.as_posix(), "ckpt_sha256": sha256(checkpoint)}
     _write_tsv(folder / "results.tsv", _result_rows(config, split, measured, evidence))
-    _write_tsv(folder / "speed.tsv", _speed_rows(config, protocol, measured, evidence))
-    write_json(folder / "detections.json", _pictured(split, protocol, measured))
+    _write_tsv(folder / "speed.tsv", _speed_rows(config, asked, measured, evidence))
+    write_json(folder / "detections.json", _pictures(split, pictured_images, asked, measured))
     _pass_on(checkpoint.parent, folder)
+
+
+def _sampling_cells(sampling: Sampling) -> dict[str, Any]:
+    """A way to sample as columns: without guidance 0, `none`, 0, 0; `guidance_topk` 0 lets every proposal move."""
+    guidance, cells = sampling.guidance, {"sample_step": sampling.steps}
+    if guidance.scale == 0:
+        return {**cells, "guidance_scale": 0.0, "guidance_mode": "none", "guidance_steps": 0, "guidance_topk": 0}
+    return {
+        **cells,
+        "guidance_scale": guidance.scale,
+        "guidance_mode": guidance.mode,
+        "guidance_steps": guidance.langevin_steps,
+        "guidance_topk": guidance.topk or 0,
+    }
 
 
 def _result_rows(
     config: RunConfig, split: CocoSplit, measured: Measurement, evidence: dict[str, str]
 ) -> list[dict[str, Any]]:
     rows = []
-    for (eval_seed, steps), metrics in measured.metrics.items():
+    for (eval_seed, sampling), metrics in measured.metrics.items():
         scores = {name: f"{metrics.summary[name]:.4f}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
         per_class = {f"AP-{name}": f"{metrics.per_class[name]:.4f}" for name in split.classes}
-        key = {"run": config.lineage, "train_seed": config.seed, "eval_seed": eval_seed, "sample_step": steps}
+        key = {"run": config.lineage, "train_seed": config.seed, "eval_seed": eval_seed, **_sampling_cells(sampling)}
         rows.append({**key, **scores, **per_class, "images": len(split.images), **evidence})
     return rows
 
 
 def _speed_rows(
-    config: RunConfig, protocol: ProtocolConfig, measured: Measurement, evidence: dict[str, str]
+    config: RunConfig, asked: Asked, measured: Measurement, evidence: dict[str, str]
 ) -> list[dict[str, Any]]:
     device = torch.cuda.get_device_name() if config.device == "cuda" else "cpu"
     return [
         {
             "run": config.lineage,
             "train_seed": config.seed,
-            "sample_step": steps,
+            **_sampling_cells(sampling),
             "inference_s_per_img": f"{seconds:.6f}",
             "inference_fps": f"{1 / seconds:.3f}",
             "device": device,
             "threads": config.threads,
             "batch": config.eval_batch_size,
-            "eval_seeds": len(protocol.eval_seeds),
+            "eval_seeds": len(asked[sampling]),
             **evidence,
         }
-        for steps, seconds in measured.seconds_per_image.items()
+        for sampling, seconds in measured.seconds_per_image.items()
     ]
 
 
-def _pictured(split: CocoSplit, protocol: ProtocolConfig, measured: Measurement) -> dict[str, Any]:
-    """The first images' ground truth and detections, at the first eval seed and the most steps."""
-    eval_seed, steps = protocol.eval_seeds[0], max(protocol.sample_steps)
+def _pictured(asked: Asked) -> tuple[int, Sampling]:
+    """What the pictures show: without guidance, the sampling asked of the most eval seeds, of those the one of most
+    steps, at its first eval seed. So lineages asked for more by some protocol are still shown alike."""
+    unguided = [sampling for sampling in asked if sampling.guidance.scale == 0] or list(asked)
+    sampling = max(unguided, key=lambda sampling: (len(asked[sampling]), sampling.steps))
+    return asked[sampling][0], sampling
+
+
+def _pictures(split: CocoSplit, images: int, asked: Asked, measured: Measurement) -> dict[str, Any]:
+    """The first images' ground truth and detections."""
+    eval_seed, sampling = _pictured(asked)
     pictures = []
-    for image in split.images[: protocol.pictures]:
-        found = measured.detections[eval_seed, steps][image.id]
+    for image in split.images[:images]:
+        found = measured.detections[eval_seed, sampling][image.id]
         truth = zip(image.boxes_xyxy.tolist(), image.labels.tolist(), strict=True)
         detected = zip(found.boxes_xyxy.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
         pictures.append(
@@ -176,7 +217,8 @@ def _pictured(split: CocoSplit, protocol: ProtocolConfig, measured: Measurement)
                 ],
             }
         )
-    return {"sample_step": steps, "eval_seed": eval_seed, "score_threshold": PICTURE_SCORE, "images": pictures}
+    facts = {"sample_step": sampling.steps, "eval_seed": eval_seed, "score_threshold": PICTURE_SCORE}
+    return {**facts, "images": pictures}
 
 
 def _rounded(box: list[float]) -> list[float]:

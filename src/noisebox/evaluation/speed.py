@@ -14,7 +14,15 @@ from typing import Any, Literal
 
 import torch
 
-from noisebox.config import DiffusionDetConfig, ImageConfig, LossConfig, RunConfig, SmokeConfig, SolverConfig
+from noisebox.config import (
+    DiffusionDetConfig,
+    ImageConfig,
+    LossConfig,
+    RunConfig,
+    Sampling,
+    SmokeConfig,
+    SolverConfig,
+)
 from noisebox.errors import UserError
 from noisebox.evaluation.protocol import autocast
 from noisebox.models import Detector, build_model
@@ -89,7 +97,7 @@ def _sampling(model: Detector, settings: BenchSettings, steps: int) -> float:
 
     def protocol() -> None:
         with torch.inference_mode(), autocast(settings.device, settings.precision):
-            model.detect(model.encode(batch), batch, range(settings.seeds), steps)
+            model.detect(model.encode(batch), batch, range(settings.seeds), Sampling(steps=steps))
 
     protocol()
     return statistics.median(_seconds(settings.device, protocol) for _ in range(3)) / (settings.images * settings.seeds)

@@ -1,168 +1,60 @@
-"""The numbers of the report: reading an evaluation's TSVs, and the published arithmetic over train and eval seeds.
+"""The numbers of the report: the published arithmetic over train and eval seeds, and a table for each protocol.
 
-AP is on the 0–100 scale everywhere. A run is one checkpoint with one eval seed at one number of sampling steps; it is
-`nan` where there was nothing to measure, and a mean over a `nan` is `nan`.
+AP is on the 0–100 scale everywhere. It is `nan` where there was nothing to measure, and a mean over a `nan` is `nan`.
+Every row names the results.tsv it was made from. Differences of AP are paired: both sides of each were trained with
+one seed, and sampled from one noise.
 """
 
-import csv
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from noisebox import graph
 from noisebox.errors import UserError
+from noisebox.graph import Lineage
+from noisebox.report.evaluations import (
+    CLASS_PREFIX,
+    METRICS,
+    Asked,
+    Run,
+    Teacher,
+    results_path,
+    speed_path,
+)
 
-PROTOCOL = ["eval_seed", "sample_step"]
-SIZES = ["APs", "APm", "APl"]
-METRICS = ["AP", "AP50", "AP75", *SIZES]
-CLASS_PREFIX = "AP-"
 DECIMALS = 4
+SECONDS_DECIMALS = 6
+RATIO_DECIMALS = 3
+CELL = ["run", "sample_step"]
+GUIDED_CELL = [*CELL, "guidance_scale", "guidance_mode", "guidance_steps"]
+PAIR = ["train_seed", "eval_seed"]
+
+TRADEOFF = [*CELL, "AP", "AP_std", "s_per_img", "ratio", "train_seeds", "eval_seeds", "results", "speed"]
+GUIDANCE = [
+    *[*GUIDED_CELL, "AP", "AP_std", "delta", "delta_std", "s_per_img", "ratio"],
+    *["train_seeds", "eval_seeds", "results", "speed"],
+]
+ABLATIONS = [
+    *["group", "variant", "run", "iterations", "sample_step", "AP", "AP_std", "delta", "delta_std"],
+    *["train_seeds", "eval_seeds", "results"],
+]
+DISTILLATION = [
+    *["run", "kind", "student_steps", "sample_step", "AP", "AP_std", "s_per_img"],
+    *["teacher", "teacher_seeds", "teacher_steps", "teacher_AP_1", "teacher_AP", "teacher_s_per_img"],
+    *["gap_1", "pairs_1", "gap", "gap_std", "pairs", "speedup"],
+    *["train_seeds", "eval_seeds", "results", "teacher_results"],
+]
+PARENTS = ["run", "parent", "sample_step", "AP", "parent_AP", "delta"]
 
 
-def _text(cell: str) -> str:
-    if not cell:
-        raise ValueError("is empty")
-    return cell
+Row = dict[str, Any]
 
 
-def _count(cell: str) -> int:
-    if not cell.isdecimal():
-        raise ValueError(f"must be a whole number, not {cell!r}")
-    return int(cell)
-
-
-def _number(cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        raise ValueError(f"must be a number or nan, not {cell!r}") from None
-
-
-def _ap(cell: str) -> float:
-    value = _number(cell)
-    if not (math.isnan(value) or 0 <= value <= 100):
-        raise ValueError(f"must lie in 0 to 100 or be nan, not {cell!r}")
-    return value
-
-
-def _seconds(cell: str) -> float:
-    value = _number(cell)
-    if not 0 < value < math.inf:
-        raise ValueError(f"must be a positive number of seconds, not {cell!r}")
-    return value
-
-
-Columns = dict[str, Callable[[str], Any]]
-RUN: Columns = {"run": _text, "train_seed": _count, "eval_seed": _count, "sample_step": _count}
-RESULTS: Columns = {**RUN, **dict.fromkeys(METRICS, _ap), "images": _count, "ckpt": _text, "ckpt_sha256": _text}
-SPEED: Columns = {
-    **dict.fromkeys(["run", "device", "ckpt", "ckpt_sha256"], _text),
-    **dict.fromkeys(["train_seed", "sample_step", "threads", "batch", "eval_seeds"], _count),
-    "inference_s_per_img": _seconds,
-}
-TRAINING: Columns = {"mode": _text, "step": _count, "loss": lambda cell: _number(cell) if cell else math.nan}
-
-
-def read_table(path: Path, columns: Columns, delimiter: str = "\t") -> pd.DataFrame:
-    """Read a table whose header holds at least `columns`, each with the function that reads its cells.
-
-    Columns named AP-<class> are read as AP; others stay text. Raises UserError, naming file, line and column, when the
-    file is missing, is no such table, has no rows, or a cell does not fit.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *rows = [row for row in csv.reader(file, delimiter=delimiter) if row] or [[]]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a table in UTF-8 text: {error}") from None
-    for name in columns:
-        if name not in header:
-            raise UserError(f"{path}: column {name!r} is missing; the header has {', '.join(header) or 'nothing'}")
-    if len(set(header)) < len(header):
-        raise UserError(f"{path}: column {max(header, key=header.count)!r} appears twice")
-    if not rows:
-        raise UserError(f"{path} has a header but no rows")
-    for line, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise UserError(f"{path}, line {line}: {len(row)} cells for {len(header)} columns; is the file cut off?")
-    readers = {name: columns.get(name, _ap if name.startswith(CLASS_PREFIX) else str) for name in header}
-    named_cells = zip(header, zip(*rows, strict=True), strict=True)
-    return pd.DataFrame({name: _column(path, name, cells, readers[name]) for name, cells in named_cells})
-
-
-def _column(path: Path, name: str, cells: Sequence[str], read: Callable[[str], Any]) -> list[Any]:
-    values = []
-    for line, cell in enumerate(cells, start=2):
-        try:
-            values.append(read(cell))
-        except ValueError as error:
-            raise UserError(f"{path}, line {line}: column {name!r} {error}") from None
-    return values
-
-
-def read_evaluation(path: Path, columns: Columns, lineage: str, train_seed: int) -> pd.DataFrame:
-    """Read a run's results.tsv (RESULTS) or speed.tsv (SPEED).
-
-    Raises UserError when a row is of another run, or the same run appears twice.
-    """
-    table = read_table(path, columns)
-    for name, expected in (("run", lineage), ("train_seed", train_seed)):
-        strange = next((value for value in table[name] if value != expected), expected)
-        if strange != expected:
-            raise UserError(f"{path}: column {name!r} says {strange} where the folder says {expected}")
-    keys = [key for key in RUN if key in table]
-    (row, count), *_ = Counter(zip(*(table[key] for key in keys), strict=True)).most_common(1)
-    if count > 1:
-        twice = ", ".join(f"{key} {value}" for key, value in zip(keys, row, strict=True))
-        raise UserError(f"{path}: {count} rows for {twice}")
-    return table
-
-
-def read_training(path: Path) -> pd.DataFrame:
-    """A run's training loss, from its training.csv: `step` and `loss` of the rows of mode `train`.
-
-    Raises UserError when a step appears twice.
-    """
-    table = read_table(path, TRAINING, delimiter=",")
-    losses = table[(table["mode"] == "train") & table["loss"].notna()][["step", "loss"]]
-    repeated = losses["step"][losses["step"].duplicated()]
-    if len(repeated):
-        raise UserError(f"{path}: two rows of mode 'train' for step {repeated.iloc[0]}")
-    return losses
-
-
-def collect(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One table of many: lineages in the order given, their step counts rising, then train seeds in the order given.
-
-    Raises UserError when two train seeds of a lineage were not asked the same, as their means could not be compared.
-    """
-    by_lineage = pd.concat(tables, ignore_index=True).groupby("run", sort=False)
-    merged = pd.concat([rows.sort_values("sample_step", kind="stable") for _, rows in by_lineage], ignore_index=True)
-    asked: dict[str, tuple[int, set[tuple[int, ...]]]] = {}
-    for _, rows in merged.groupby(["run", "train_seed"], sort=False):
-        run, train_seed = str(rows["run"].iloc[0]), int(rows["train_seed"].iloc[0])
-        protocol = set(rows[[key for key in PROTOCOL if key in rows]].itertuples(index=False, name=None))
-        first, expected = asked.setdefault(run, (train_seed, protocol))
-        if protocol != expected:
-            raise UserError(
-                f"{results_path(run, first)} and {results_path(run, train_seed)} differ in eval seeds or sampling "
-                f"steps: evaluate both again, with the protocol in {graph.EXPERIMENT}"
-            )
-    return merged
-
-
-def results_path(lineage: str, train_seed: int) -> str:
-    return f"{graph.evaluation_folder(lineage, train_seed)}/results.tsv"
-
-
-def speed_path(lineage: str, train_seed: int) -> str:
-    return f"{graph.evaluation_folder(lineage, train_seed)}/speed.tsv"
+def records(table: pd.DataFrame) -> list[Row]:
+    """The rows of a table, each by column."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def class_columns(table: pd.DataFrame) -> list[str]:
@@ -170,22 +62,27 @@ def class_columns(table: pd.DataFrame) -> list[str]:
     return [str(name) for name in table.columns if str(name).startswith(CLASS_PREFIX)]
 
 
-def seed_means(results: pd.DataFrame, metrics: Sequence[str] = ("AP",)) -> pd.DataFrame:
-    """Per lineage, step count and train seed: the mean over eval seeds of each metric, and how many they are."""
-    grouped = results.groupby(["run", "sample_step", "train_seed"], sort=False)
+def seed_means(
+    results: pd.DataFrame, metrics: Sequence[str] = ("AP",), cell: Sequence[str] = tuple(CELL)
+) -> pd.DataFrame:
+    """Per `cell` (lineage and step count) and train seed: the mean over eval seeds of each metric, and how many."""
+    grouped = results.groupby([*cell, "train_seed"], sort=False)
     means = grouped[list(metrics)].agg(_mean)
     return means.assign(eval_seeds=grouped.size()).reset_index()
 
 
-def summarise(results: pd.DataFrame, metrics: Sequence[str] = ("AP",)) -> pd.DataFrame:
-    """The published arithmetic, per lineage and step count.
+def summarise(
+    results: pd.DataFrame, metrics: Sequence[str] = ("AP",), cell: Sequence[str] = tuple(CELL)
+) -> pd.DataFrame:
+    """The published arithmetic, per `cell` (lineage and step count).
 
     Each of `metrics` is the mean over train seeds of their means over eval seeds; `AP_std` the population standard
     deviation across those means of train seeds, `AP_std_flat` that of all runs; both are nan where there is one value
     only. `runs` counts the runs, `nan_runs` those whose AP is nan.
     """
-    per_seed = seed_means(results, metrics).groupby(["run", "sample_step"], sort=False)
-    all_runs = results.groupby(["run", "sample_step"], sort=False)["AP"]
+    cell = list(cell)
+    per_seed = seed_means(results, metrics, cell).groupby(cell, sort=False)
+    all_runs = results.groupby(cell, sort=False)["AP"]
     summary = per_seed[list(metrics)].agg(_mean)
     summary.insert(1, "AP_std", per_seed["AP"].agg(_spread))
     summary.insert(2, "AP_std_flat", all_runs.agg(_spread))
@@ -195,30 +92,56 @@ def summarise(results: pd.DataFrame, metrics: Sequence[str] = ("AP",)) -> pd.Dat
 
 def _mean(values: "pd.Series[float]") -> float:
     """nan where one of the values is: pandas' own mean would leave it out."""
-    return float(np.mean(values.to_numpy()))
+    return float(np.mean(values.to_numpy())) if len(values) else math.nan
 
 
 def _spread(values: "pd.Series[float]") -> float:
     return float(np.std(values.to_numpy())) if len(values) > 1 else math.nan
 
 
+class Difference(NamedTuple):
+    """Of AP: the mean and the population standard deviation over `pairs` pairs."""
+
+    mean: float
+    std: float
+    pairs: int
+
+
+def difference(results: pd.DataFrame, reference: pd.DataFrame) -> Difference:
+    """AP of `results` minus that of `reference`, paired by (train seed, eval seed); each has one row a pair at most.
+
+    nan where there is no pair; the deviation is nan where there is one only.
+    """
+    paired = results.merge(reference, on=PAIR, suffixes=("", "_reference"), validate="one_to_one")
+    differences = paired["AP"] - paired["AP_reference"]
+    return Difference(_mean(differences), _spread(differences), len(paired))
+
+
 def _joined(values: Iterable[object]) -> str:
     return ",".join(dict.fromkeys(str(value) for value in values))
 
 
-def main_table(results: pd.DataFrame) -> pd.DataFrame:
-    """`tables/main.tsv`: `summarise` for every metric and class, rounded; each row names its TSVs and checkpoints."""
+def _files(rows: pd.DataFrame) -> str:
+    """The results.tsv, or speed.tsv, of some rows."""
+    path = results_path if "AP" in rows else speed_path
+    return _joined(path(run, seed) for run, seed in zip(rows["run"], rows["train_seed"], strict=True))
+
+
+def main_table(results: pd.DataFrame, iterations: dict[str, str]) -> pd.DataFrame:
+    """`tables/main.tsv`: `summarise` for every metric and class, rounded; each row names its TSVs and checkpoints, and
+    by `iterations` how long the lineage's last stage was."""
     table = summarise(results, [*METRICS, *class_columns(results)]).round(DECIMALS)
     files = [results_path(run, seed) for run, seed in zip(results["run"], results["train_seed"], strict=True)]
-    rows = results.assign(results=files).groupby(["run", "sample_step"], sort=False)
+    rows = results.assign(results=files).groupby(CELL, sort=False)
     evidence = rows[["results", "ckpt_sha256"]].agg(_joined)
-    return table.merge(evidence.reset_index(), on=["run", "sample_step"])
+    table.insert(1, "iterations", [iterations[run] for run in table["run"]])
+    return table.merge(evidence.reset_index(), on=CELL)
 
 
 def steps_table(results: pd.DataFrame) -> pd.DataFrame:
     """`tables/steps.tsv`: AP at each step count per train seed, a mean over eval seeds; `AP_std` is their spread."""
     table = seed_means(results)
-    spread = results.groupby(["run", "sample_step", "train_seed"], sort=False)["AP"].agg(_spread)
+    spread = results.groupby([*CELL, "train_seed"], sort=False)["AP"].agg(_spread)
     table["AP_std"] = spread.to_numpy()
     return table[["run", "train_seed", "sample_step", "AP", "AP_std", "eval_seeds"]].round(DECIMALS)
 
@@ -227,18 +150,186 @@ def speed_table(speed: pd.DataFrame) -> pd.DataFrame:
     """`tables/speed.tsv`: seconds per image and eval seed, a mean over train seeds; images per second; and the cost as
     a multiple of the lineage's fewest sampling steps. Nothing but speed.tsv goes in."""
     files = [speed_path(run, seed) for run, seed in zip(speed["run"], speed["train_seed"], strict=True)]
-    grouped = speed.assign(speed=files).groupby(["run", "sample_step"], sort=False)
+    grouped = speed.assign(speed=files).groupby(CELL, sort=False)
     seconds = grouped["inference_s_per_img"].mean()
-    table = pd.DataFrame({"s_per_img": seconds.round(6), "img_per_s": (1 / seconds).round(3)})
-    table["ratio"] = (seconds / seconds.groupby("run").transform("first")).round(3)
+    table = pd.DataFrame({"s_per_img": seconds.round(SECONDS_DECIMALS), "img_per_s": (1 / seconds).round(3)})
+    table["ratio"] = (seconds / seconds.groupby("run").transform("first")).round(RATIO_DECIMALS)
     where = grouped[["device", "threads", "batch", "eval_seeds"]].agg(_joined)
     return table.join(where).assign(train_seeds=grouped.size(), speed=grouped["speed"].agg(_joined)).reset_index()
+
+
+def tradeoff_table(asked: Asked) -> pd.DataFrame:
+    """`tables/tradeoff.tsv`: per lineage and step count AP and its spread across train seeds, seconds per image, and
+    their ratio to the fewest steps."""
+    if asked.results.empty:
+        return pd.DataFrame(columns=TRADEOFF)
+    ap, seconds = summarise(asked.results).round(DECIMALS), speed_table(asked.speed)
+    ap["results"] = [_files(rows) for _, rows in asked.results.groupby(CELL, sort=False)]
+    return ap.merge(seconds[[*CELL, "s_per_img", "ratio", "speed"]], on=CELL)[TRADEOFF]
+
+
+def guidance_table(asked: Asked) -> pd.DataFrame:
+    """`tables/guidance.tsv`: per lineage, step count and way of guiding (scale, mode, Langevin steps): AP, its
+    difference to no guidance, seconds per image, and their ratio to no guidance. Without guidance the difference is 0.
+    """
+    rows = []
+    for _, at_steps in asked.results.groupby(CELL, sort=False):
+        unguided = at_steps[at_steps["guidance_scale"] == 0]
+        seconds_unguided = _seconds(_matching(asked.speed, unguided, GUIDED_CELL))
+        for _, guided in at_steps.groupby(GUIDED_CELL, sort=False):
+            speed, delta = _matching(asked.speed, guided, GUIDED_CELL), difference(guided, unguided)
+            row = _summary_row(guided, GUIDED_CELL)
+            row |= {"delta": delta.mean, "delta_std": delta.std, "results": _files(guided), "speed": _files(speed)}
+            row |= {"s_per_img": _seconds(speed), "ratio": _seconds(speed) / seconds_unguided}
+            rows.append(row)
+    return _rounded(pd.DataFrame(rows, columns=GUIDANCE))
+
+
+def ablations_table(asked: Asked, groups: Mapping[str, Mapping[str, str]], iterations: dict[str, str]) -> pd.DataFrame:
+    """`tables/ablations.tsv`: per group, variant and step count: AP, and its difference to the group's first variant.
+    A lineage that is in several groups has a row in each."""
+    rows = []
+    for group, variants in groups.items():
+        reference = asked.results[asked.results["run"] == next(iter(variants.values()))]
+        for variant, lineage in variants.items():
+            own = asked.results[asked.results["run"] == lineage]
+            for steps, at_steps in own.groupby("sample_step", sort=False):
+                delta = difference(at_steps, reference[reference["sample_step"] == steps])
+                row = _summary_row(at_steps, CELL)
+                row |= {"group": group, "variant": variant, "iterations": iterations[lineage]}
+                row |= {"delta": delta.mean, "delta_std": delta.std, "results": _files(at_steps)}
+                rows.append(row)
+    return _rounded(pd.DataFrame(rows, columns=ABLATIONS))
+
+
+Taught = Mapping[str, Mapping[int, Teacher]]  # of each student, by its train seed
+
+
+def students(runs: Sequence[Run], lineages: Iterable[str]) -> Taught:
+    """The teachers of those of `lineages` that have one.
+
+    Raises UserError when the runs of a lineage learned from different teachers, or in different ways.
+    """
+    taught: dict[str, dict[int, Teacher]] = {}
+    for lineage in dict.fromkeys(lineages):
+        of_lineage = [run for run in runs if run.lineage == lineage]
+        ways = {
+            (t.lineage, t.kind, t.teacher_steps, t.student_steps) if (t := run.teacher) else None for run in of_lineage
+        }
+        if len(ways) > 1:
+            raise UserError(
+                f"the train seeds of {lineage!r} learned from different teachers, says the run.json of each: train "
+                f"them again, such as with: noisebox train {lineage} --seed {of_lineage[0].train_seed}"
+            )
+        if of_teacher := {run.train_seed: run.teacher for run in of_lineage if run.teacher}:
+            taught[lineage] = of_teacher
+    return taught
+
+
+def distillation_table(asked: Asked, taught: Taught) -> pd.DataFrame:
+    """`tables/distillation.tsv`: each student at one step and at the steps it was trained for, as far as these are
+    asked, against its teacher.
+
+    `teacher_AP_1` is the teacher's AP at one step, `teacher_AP` that at `teacher_steps`, as `teacher_s_per_img`;
+    `gap_1` and `gap` are the student's AP minus these, over `pairs_1` and `pairs` pairs; `speedup` is the teacher's
+    seconds per image over the student's. What the protocol does not ask for is nan, of 0 pairs.
+    """
+    rows = []
+    for lineage, of_seed in taught.items():
+        teacher, own = next(iter(of_seed.values())), asked.results[asked.results["run"] == lineage]
+        lessons, timings = _as_teacher(asked.results, of_seed), _as_teacher(asked.speed, of_seed)
+        one, many = (lessons[lessons["sample_step"] == steps] for steps in (1, teacher.teacher_steps))
+        teacher_seconds = _seconds(timings[timings["sample_step"] == teacher.teacher_steps])
+        for steps in dict.fromkeys((1, teacher.student_steps)):
+            student = own[own["sample_step"] == steps]
+            if student.empty:
+                continue
+            seconds = _seconds(_matching(asked.speed, student, CELL))
+            gap_1, gap = difference(student, one), difference(student, many)
+            row = _summary_row(student, CELL)
+            row |= {"kind": teacher.kind, "student_steps": teacher.student_steps, "teacher": teacher.lineage}
+            row |= {"teacher_seeds": _joined(t.seed for t in of_seed.values()), "teacher_steps": teacher.teacher_steps}
+            row |= {"teacher_AP_1": _ap(one), "gap_1": gap_1.mean, "pairs_1": gap_1.pairs}
+            row |= {"teacher_AP": _ap(many), "gap": gap.mean, "gap_std": gap.std, "pairs": gap.pairs}
+            row |= {"s_per_img": seconds, "teacher_s_per_img": teacher_seconds, "speedup": teacher_seconds / seconds}
+            row |= {"results": _files(student), "teacher_results": _joined(many["file"])}
+            rows.append(row)
+    return _rounded(pd.DataFrame(rows, columns=DISTILLATION))
+
+
+def not_asked(asked: Asked, taught: Taught) -> list[tuple[str, int, int]]:
+    """What a full comparison of students and teachers lacks: (lineage, train seed, sampling steps)."""
+    there = set(asked.results[["run", "train_seed", "sample_step"]].itertuples(index=False, name=None))
+    wanted: dict[tuple[str, int, int], None] = {}
+    for lineage, of_seed in taught.items():
+        for train_seed, teacher in of_seed.items():
+            own = [(lineage, train_seed, steps) for steps in (1, teacher.student_steps)]
+            wanted |= dict.fromkeys([*own, *((teacher.lineage, teacher.seed, n) for n in (1, teacher.teacher_steps))])
+    return [each for each in wanted if each not in there]
+
+
+def parents_table(results: pd.DataFrame, distilled: Collection[str]) -> pd.DataFrame:
+    """Per lineage that goes on from another in `results`, but for those `distilled`, and step count: its AP, its
+    parent's, and their difference, paired."""
+    rows = []
+    for (run, steps), own in results.groupby(CELL, sort=False):
+        parent = Lineage.parse(str(run)).parent
+        if parent is None or run in distilled:
+            continue
+        theirs = results[(results["run"] == parent.name) & (results["sample_step"] == steps)]
+        if len(theirs):
+            values = {"AP": _ap(own), "parent_AP": _ap(theirs), "delta": difference(own, theirs).mean}
+            rows.append({"run": run, "parent": parent.name, "sample_step": steps, **values})
+    return _rounded(pd.DataFrame(rows, columns=PARENTS))
+
+
+def _summary_row(results: pd.DataFrame, cell: list[str]) -> Row:
+    """`summarise` of results that have one and the same cell."""
+    (row,) = records(summarise(results, cell=cell))
+    return row
+
+
+def _as_teacher(table: pd.DataFrame, of_seed: Mapping[int, Teacher]) -> pd.DataFrame:
+    """The rows of each train seed's teacher, under the student's train seed; `file` names where they are from."""
+    parts = []
+    for train_seed, teacher in of_seed.items():
+        rows = table[(table["run"] == teacher.lineage) & (table["train_seed"] == teacher.seed)]
+        parts.append(rows.assign(file=_files(rows), train_seed=train_seed))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _matching(table: pd.DataFrame, rows: pd.DataFrame, cell: Sequence[str]) -> pd.DataFrame:
+    """The rows of `table` that have the cell of `rows`, which is one and the same in all of them."""
+    same = pd.Series(True, table.index)
+    for name in cell:
+        same &= table[name] == rows[name].iloc[0]
+    return table[same]
+
+
+def _ap(results: pd.DataFrame) -> float:
+    """Mean over train seeds of each one's mean over eval seeds."""
+    return _mean(results.groupby("train_seed", sort=False)["AP"].agg(_mean))
+
+
+def _seconds(speed: pd.DataFrame) -> float:
+    """Seconds per image, a mean over train seeds."""
+    return _mean(speed["inference_s_per_img"])
+
+
+def _rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """AP, seconds and ratios with as many decimals as in every table."""
+    decimals = {
+        **dict.fromkeys(["s_per_img", "teacher_s_per_img"], SECONDS_DECIMALS),
+        **dict.fromkeys(["ratio", "speedup"], RATIO_DECIMALS),
+    }
+    numbers = table.select_dtypes("float").columns.drop("guidance_scale", errors="ignore")
+    return table.round({name: decimals.get(name, DECIMALS) for name in numbers})
 
 
 def scalars(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
     """`metrics.json`: AP and AP50 at each step count, per lineage, of a main table; None where the mean is nan."""
     metrics: dict[str, dict[str, float | None]] = {}
-    for row in table.to_dict("records"):
+    for row in records(table):
         values = {f"{name}@{row['sample_step']}": row[name] for name in ("AP", "AP50")}
         metrics.setdefault(row["run"], {}).update({key: None if math.isnan(v) else v for key, v in values.items()})
     return metrics

@@ -1,0 +1,281 @@
+"""The evaluation of a checkpoint: what its ways to sample share, its files as the report reads them, its refusals."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from coco_files import HEIGHT, WIDTH, content, write
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from toy_detector import toy_config
+
+from noisebox import graph
+from noisebox.config import ExperimentConfig, GuidanceConfig, ImageConfig, RunConfig, Sampling
+from noisebox.data.coco import CocoSplit, read_split
+from noisebox.errors import UserError
+from noisebox.evaluation import protocol
+from noisebox.evaluation.detection import coco_metrics
+from noisebox.evaluation.protocol import COUNTED, counted, evaluate, measure
+from noisebox.files import sha256
+from noisebox.models import Detector
+from noisebox.randomness import numpy_generator
+from noisebox.report import evaluations
+from noisebox.structures import Batch, Detections
+
+CLASSES = ["dog", "cat", "cow"]
+ONE, FOUR = Sampling(steps=1), Sampling(steps=4)
+GUIDED = Sampling(steps=9, guidance=GuidanceConfig(scale=0.05, mode="final", langevin_steps=2))
+ASKED = {ONE: [0, 1, 7], FOUR: [1], GUIDED: [7, 0]}
+
+
+class KnowingDetector(Detector):
+    """Finds every object, with keyed noise on its box that shrinks with the steps; guidance turns labels round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+        self.encoded: list[int] = []  # image ids
+        self.asked: list[tuple[tuple[int, ...], Sampling]] = []
+
+    def forward(self, batch: Batch, seed: int, step: int) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def encode(self, batch: Batch) -> Tensor:
+        assert not self.training
+        self.encoded += batch.image_ids
+        return self.weight * batch.images.mean((1, 2, 3))
+
+    def detect(
+        self, encoded: Any, batch: Batch, eval_seeds: Sequence[int], sampling: Sampling
+    ) -> list[list[Detections]]:
+        self.asked.append((tuple(eval_seeds), sampling))
+        assert not torch.is_grad_enabled()
+        with torch.enable_grad():  # as guidance does
+            climbed = encoded.clone().requires_grad_()
+            (climbed**2).sum().backward()
+        torch.testing.assert_close(climbed.grad, 2 * encoded)
+        return [[self._found(batch, row, seed, sampling) for row in range(len(batch))] for seed in eval_seeds]
+
+    def _found(self, batch: Batch, row: int, seed: int, sampling: Sampling) -> Detections:
+        truth = batch.targets[row]
+        random = numpy_generator(seed, "knowing", sampling.steps, batch.image_ids[row])
+        noise = torch.tensor(random.normal(0, 3 / sampling.steps, truth.boxes_xyxy.shape), dtype=torch.float32)
+        labels = truth.labels if sampling.guidance.scale == 0 else truth.labels.flip(0)
+        scores = torch.linspace(0.9, 0.01, len(labels))
+        return Detections(truth.boxes_xyxy + noise, scores, labels)
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        if sampling.guidance.mode == "all" and sampling.guidance.scale > 0:
+            raise UserError("no such guidance here")
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        return {}
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> CocoSplit:
+    return read_split("val", *write(tmp_path / "data", "val", content(images=4)), CLASSES)
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    sizes = ImageConfig(eval_short_edge=HEIGHT, max_edge=WIDTH)
+    return toy_config(lineage="baseline").model_copy(update={"image": sizes})
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality of metrics, where nan equals nan."""
+    return repr(one) == repr(other)
+
+
+def test_all_ways_together_are_each_way_alone(split: CocoSplit, config: RunConfig) -> None:
+    together = measure(KnowingDetector(), split, config, ASKED)
+    keys = [(seed, sampling) for sampling, seeds in ASKED.items() for seed in seeds]
+    assert list(together.metrics) == keys
+    assert len({repr(metrics) for metrics in together.metrics.values()}) > 3
+    for seed, sampling in keys:
+        alone = measure(KnowingDetector(), split, config, {sampling: [seed]})
+        assert same(together.metrics[seed, sampling], alone.metrics[seed, sampling])
+        assert same(together.metrics[seed, sampling], coco_metrics(split, together.detections[seed, sampling]))
+        for image, found in together.detections[seed, sampling].items():
+            assert torch.equal(found.boxes_xyxy, alone.detections[seed, sampling][image].boxes_xyxy)
+    assert together.metrics[1, FOUR].ap > together.metrics[1, ONE].ap
+    assert list(together.seconds_per_image) == list(ASKED)
+    assert min(together.seconds_per_image.values()) > 0
+
+
+def test_features_are_computed_once_an_image(split: CocoSplit, config: RunConfig) -> None:
+    model = KnowingDetector().train()
+    measure(model, split, config, ASKED)
+    assert model.encoded == [image.id for image in split.images]
+    assert model.training
+    once = [(tuple(seeds), sampling) for sampling, seeds in ASKED.items()]
+    assert model.asked == once * (len(split.images) // config.eval_batch_size)
+
+
+def test_seconds_are_shared_as_promised(split: CocoSplit, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only the detector turns: 1 second to encode a batch, 6 for each call of `detect`."""
+    now = 0.0
+
+    class Slow(KnowingDetector):
+        def encode(self, batch: Batch) -> Tensor:
+            nonlocal now
+            now += 1
+            return super().encode(batch)
+
+        def detect(
+            self, encoded: Any, batch: Batch, eval_seeds: Sequence[int], sampling: Sampling
+        ) -> list[list[Detections]]:
+            nonlocal now
+            now += 6
+            return super().detect(encoded, batch, eval_seeds, sampling)
+
+    monkeypatch.setattr(protocol.time, "perf_counter", lambda: now)
+    measured = measure(Slow(), split, config, ASKED)
+    per_image = 1 / config.eval_batch_size
+    assert measured.seconds_per_image == {s: per_image * (1 + 6 / len(seeds)) for s, seeds in ASKED.items()}
+
+
+@given(st.lists(st.integers(0, 2), min_size=0, max_size=450), st.integers(1, 40))
+def test_what_is_not_counted_may_go(labels: list[int], levels: int) -> None:
+    """Scores fall in `levels` steps, so that many are equal."""
+    count = len(labels)
+    scores = torch.tensor([1 - (place * levels // max(count, 1)) / levels for place in range(count)])
+    found = Detections(
+        torch.arange(4 * count).reshape(count, 4).float(), scores, torch.tensor(labels, dtype=torch.int64)
+    )
+    kept = counted(found)
+    expected = [place for place, label in enumerate(labels) if labels[:place].count(label) < COUNTED]
+    assert kept.boxes_xyxy[:, 0].tolist() == [4.0 * place for place in expected]
+    assert torch.equal(kept.scores, scores[expected])
+    assert torch.equal(kept.labels, found.labels[expected])
+
+
+def test_metrics_are_the_same_without_what_is_not_counted(split: CocoSplit) -> None:
+    """Among 400 boxes an image, some near the objects, with scores that repeat."""
+    everything = {}
+    for image in split.images:
+        random = numpy_generator(0, "crowd", image.id)
+        near = image.boxes_xyxy[random.integers(0, max(1, len(image.boxes_xyxy)), 400)] if len(image.labels) else 0.0
+        boxes = torch.tensor(near + random.normal(0, 2, (400, 4)), dtype=torch.float32)
+        scores = torch.tensor(random.integers(0, 50, 400) / 50).sort(descending=True).values
+        everything[image.id] = Detections(boxes, scores, torch.tensor(random.integers(0, 3, 400)))
+    cut = {image: counted(found) for image, found in everything.items()}
+    assert max(len(found.labels) for found in cut.values()) < 400
+    assert same(coco_metrics(split, everything), coco_metrics(split, cut))
+
+
+# The files
+
+
+@pytest.fixture
+def evaluated(split: CocoSplit, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an evaluation of ASKED in a repository of its own."""
+    run_evaluation(split, config, tmp_path, monkeypatch)
+    return tmp_path / graph.evaluation_folder("baseline", config.seed)
+
+
+def run_evaluation(
+    split: CocoSplit,
+    config: RunConfig,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[Sampling, list[int]] = ASKED,
+    classes: list[str] = CLASSES,
+) -> None:
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(protocol, "open_split", lambda name, which: split)
+    checkpoint = Path(graph.checkpoint("baseline", config.seed))
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"weights")
+    (checkpoint.parent / "metrics.csv").write_text("mode,step,loss\ntrain,5,1.5\n")
+    (checkpoint.parent / "run.json").write_text(json.dumps({"iterations": 12, "timing": {"wall_s": 3}}))
+    evaluate(KnowingDetector(), config, checkpoint, asked, 2, classes)
+
+
+def test_the_report_finds_all_that_was_asked(
+    evaluated: Path, split: CocoSplit, config: RunConfig, tmp_path: Path
+) -> None:
+    run = evaluations.read_run("baseline", config.seed, tmp_path)
+    assert (run.iterations, run.provenance) == (12, {"iterations": 12})
+    assert (len(run.results), len(run.speed)) == (6, 3)
+    assert set(run.results["ckpt_sha256"]) == {sha256(tmp_path / graph.checkpoint("baseline", config.seed))}
+    guidance = {"scales": [0.05], "modes": ["final"], "langevin_steps": [2]}
+    experiment = ExperimentConfig(
+        scale="test",
+        train_seeds=[config.seed],
+        recipes=["baseline"],
+        scratch=["baseline"],
+        lineages=["baseline"],
+        asked={"baseline": ["main", "guidance"]},
+        protocols={
+            "main": {"eval_seeds": [7, 0], "sample_steps": [1]},
+            "guidance": {"eval_seeds": [7], "sample_steps": [9], **guidance},
+        },
+        pictures={"lineages": ["baseline"]},
+    )
+    measured = measure(KnowingDetector(), split, config, ASKED)
+    main = evaluations.asked([run], "main", experiment)
+    expected = [measured.metrics[seed, ONE] for seed in (7, 0)]
+    assert main.results["AP"].tolist() == pytest.approx([metrics.ap for metrics in expected], abs=1e-4)
+    for name in CLASSES:
+        assert same(main.results[f"AP-{name}"].round(3).tolist(), [round(m.per_class[name], 3) for m in expected])
+    with pytest.raises(UserError, match="no row for 9 sampling steps under eval seed 7, which protocols"):
+        evaluations.asked([run], "guidance", experiment)  # because the protocol asks for no guidance as well
+    (row,) = run.results[(run.results["guidance_scale"] > 0) & (run.results["eval_seed"] == 7)].to_dict("records")
+    assert [row[name] for name in ("sample_step", *evaluations.GUIDANCE)] == [9, 0.05, "final", 2, 0]
+    assert row["AP"] == pytest.approx(measured.metrics[7, GUIDED].ap, abs=1e-4)
+
+
+def test_columns_of_the_tables(evaluated: Path) -> None:
+    """Read as a user would, with pandas alone."""
+    results, speed = (pd.read_csv(evaluated / name, sep="\t") for name in ("results.tsv", "speed.tsv"))
+    way = ["sample_step", "guidance_scale", "guidance_mode", "guidance_steps", "guidance_topk"]
+    assert list(results)[:8] == ["run", "train_seed", "eval_seed", *way]
+    assert list(speed)[:7] == ["run", "train_seed", *way]
+    assert results[way].iloc[0].tolist() == [1, 0.0, "none", 0, 0]
+    assert speed["eval_seeds"].tolist() == [3, 1, 2]
+    assert (results["images"] == 4).all()
+
+
+def test_pictures_are_those_of_what_is_asked_most_and_unguided(evaluated: Path) -> None:
+    """One step, because three eval seeds are asked for it and one for four steps."""
+    pictured = json.loads((evaluated / "detections.json").read_text())
+    assert (pictured["sample_step"], pictured["eval_seed"], len(pictured["images"])) == (1, 0, 2)
+    second = pictured["images"][1]
+    assert [box["label"] for box in second["ground_truth"]] == ["dog"]
+    assert second["detections"][0]["score"] == 0.9
+
+
+def test_of_ways_asked_alike_the_most_steps_are_pictured(
+    split: CocoSplit, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_evaluation(split, config, tmp_path, monkeypatch, {FOUR: [3, 0], ONE: [3, 0], GUIDED: [0, 1, 3]})
+    pictured = json.loads((tmp_path / graph.evaluation_folder("baseline", config.seed) / "detections.json").read_text())
+    assert (pictured["sample_step"], pictured["eval_seed"]) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "classes", "complaint"),
+    [
+        ({ONE: [0]}, ["dog"], "was trained for the classes dog, but dataset 'toy' has dog, cat, cow"),
+        ({Sampling(steps=1, guidance=GuidanceConfig(scale=1)): [0]}, CLASSES, "asks: no such guidance here"),
+    ],
+)
+def test_what_is_refused(
+    split: CocoSplit,
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[Sampling, list[int]],
+    classes: list[str],
+    complaint: str,
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        run_evaluation(split, config, tmp_path, monkeypatch, asked, classes)
+    assert not (tmp_path / "evals").exists()
