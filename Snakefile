@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from noisebox import graph
-from noisebox.config import load_experiment, load_recipe, load_scale
+from noisebox.config import load_experiment, load_recipe, load_scale, teacher_of
 from noisebox.errors import UserError
 from noisebox.files import read_yaml
 from snakemake.exceptions import WorkflowError
@@ -45,12 +45,14 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
-# The report is in git, so a fresh clone has it: what it was made from is asked for as well.
+# The report is in git, so a fresh clone has it: what it was made from is asked for as well. So are the smoke runs of
+# recipes that no lineage holds.
 rule all:
     default_target: True
     input:
         graph.report_outputs(),
         EVALUATIONS,
+        [graph.smoke_tsv(recipe) for recipe in EXPERIMENT.recipes],
 
 
 onsuccess:

@@ -88,4 +88,5 @@ def _relative(path: str | Path, root: Path) -> str:
 
 
 def _params(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((key, json.dumps(value, sort_keys=True)) for key, value in values.items()))
+    """By the first word of their keys: DVC names `asked.baseline` what Snakemake calls `asked`."""
+    return tuple(sorted((key.partition(".")[0], json.dumps(value, sort_keys=True)) for key, value in values.items()))

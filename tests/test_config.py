@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, edit_yaml
+from conftest import ROOT, edit_yaml, small_experiment
 
-from noisebox.config import load_experiment, load_scale, resolve
+from noisebox.config import load_experiment, load_scale, resolve, teacher_of
 from noisebox.errors import UserError
 from noisebox.graph import Lineage
 
@@ -24,21 +24,110 @@ def write(root: Path, path: str, content: object) -> None:
     (root / path).write_text(yaml.safe_dump(content))
 
 
+RECIPES = sorted(path.stem for path in (ROOT / "params/recipes").glob("*.yaml"))
+D3PM = "baseline+d3pm_qhead"
+
+
 @pytest.mark.parametrize("scale", ["test", "demo", "gpu", "paper"])
-@pytest.mark.parametrize("lineage", ["baseline", "baseline+finetune"])
-def test_every_recipe_resolves_at_every_scale(scale: str, lineage: str) -> None:
-    config = resolve(lineage, 3, scale, ROOT)
-    assert config.seed == 3
-    assert config.solver.iterations >= 1
+def test_every_lineage_resolves_at_every_scale(scale: str) -> None:
+    """Those of the experiment, and each recipe alone, as its smoke run takes it."""
+    for lineage in load_experiment(ROOT).planned_lineages():
+        config = resolve(lineage, 3, scale, ROOT)
+        assert (config.lineage, config.seed) == (lineage, 3)
+        assert config.solver.iterations >= 1
+    for recipe in RECIPES:
+        assert resolve(recipe, 0, scale, ROOT, smoke=True).lineage == recipe
 
 
-def test_published_settings() -> None:
-    baseline, finetune = resolve("baseline", 0, "paper", ROOT), resolve("baseline+finetune", 0, "paper", ROOT)
-    assert (baseline.solver.lr, baseline.solver.iterations) == (2.5e-5, 10_000)
-    assert finetune.solver.lr == pytest.approx(2.5e-6)
-    assert finetune.solver.iterations == 1_000
+# Lineage: iterations, learning rate, and the multipliers of backbone, geometry and quality head.
+PUBLISHED_TRAINING = {
+    "baseline": (10_000, 2.5e-5, 1, 1, 1),
+    "label_state": (10_000, 2.5e-5, 1, 1, 1),
+    "d3pm_qhead": (10_000, 2.5e-5, 1, 1, 1),
+    "baseline+finetune": (1_000, 2.5e-6, 1, 1, 1),
+    "baseline+geofeat": (1_000, 2.5e-6, 1, 100, 1),
+    "baseline+qhead": (1_000, 2.5e-6, 1, 1, 100),
+    D3PM: (2_500, 2.5e-6, 0, 1, 1),
+    f"{D3PM}+distill_20to1": (2_500, 2.5e-6, 1, 1, 1),
+    f"{D3PM}+distill_20to1+geofeat": (1_000, 2.5e-6, 1, 100, 1),
+    "kitchen_sink": (200, 2.5e-5, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("lineage", PUBLISHED_TRAINING)
+def test_published_training(lineage: str) -> None:
+    solver = resolve(lineage, 0, "paper", ROOT).solver
+    multipliers = (solver.backbone_multiplier, solver.geo_feat_multiplier, solver.quality_head_multiplier)
+    assert (solver.iterations, pytest.approx(solver.lr), *multipliers) == PUBLISHED_TRAINING[lineage]
+
+
+def test_published_models_and_losses() -> None:
+    baseline = resolve("baseline", 0, "paper", ROOT)
     assert baseline.model.num_proposals == 500 and baseline.model.num_heads == 6
     assert (baseline.loss.class_weight, baseline.loss.l1_weight, baseline.loss.giou_weight) == (2, 5, 2)
+    warm = resolve(D3PM, 0, "paper", ROOT).model
+    assert (warm.label_state, warm.label_d3pm, warm.label_kernel, warm.use_distribution) == (True, True, "mask", True)
+    assert warm.quality_head and warm.label_training == "sampled"
+    everything = resolve("kitchen_sink", 0, "paper", ROOT)
+    assert (everything.model.aniso_noise.sigma_w, everything.model.aniso_noise.sigma_h) == (2, 2)
+    assert everything.model.geo_bias.kind == "mlp" and everything.model.geo_feat.enabled
+    assert (everything.loss.cls_loss, everything.loss.graph_topo_loss_weight) == ("qfl", 1)
+    distill = resolve(f"{D3PM}+distill_20to1", 0, "paper", ROOT).distill
+    assert distill and (distill.teacher_steps, distill.student_steps) == (20, 1)
+    assert distill.top_k is None  # a fifth of the 500 proposals
+
+
+def test_each_student_goes_on_where_its_parent_ended() -> None:
+    """Progressive distillation: what a student can do in so many steps is what the next one's teacher samples."""
+    *_, last = Lineage.parse(f"{D3PM}+distill_20to4+distill_4to2+distill_2to1").ancestry()
+    stages = [resolve(each, 0, "demo", ROOT).distill for each in last.ancestry()][2:]
+    assert [(stage.teacher_steps, stage.student_steps) for stage in stages if stage] == [(20, 4), (4, 2), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("control", "variant", "switches"),
+    [
+        ("finetune", "graph_none", {"disable_self_attn"}),
+        ("finetune", "graph_topk", {"geo_bias"}),
+        ("finetune", "aniso_noise", {"aniso_noise"}),
+        ("finetune", "label_state", {"label_state"}),
+        ("d3pm_qhead", "d3pm_uniform", {"label_kernel"}),
+        # Gaussian noise on labels leaves no distribution to use
+        ("d3pm_qhead", "d3pm_gaussian", {"label_kernel", "use_distribution"}),
+        ("d3pm_qhead", "d3pm_expected", {"label_training"}),
+    ],
+)
+@pytest.mark.parametrize("scale", ["demo", "paper"])
+def test_an_ablation_changes_its_switch_alone(scale: str, control: str, variant: str, switches: set[str]) -> None:
+    """Both train alike: same iterations, rates and losses."""
+    ours, theirs = (resolve(f"baseline+{recipe}", 0, scale, ROOT) for recipe in (variant, control))
+    assert (ours.solver, ours.loss) == (theirs.solver, theirs.loss)
+    model, other = ours.model.model_dump(), theirs.model.model_dump()
+    assert {key for key in model if model[key] != other[key]} == switches
+
+
+def test_a_teacher_is_the_parent_unless_another_is_named(params: Path) -> None:
+    assert teacher_of("baseline+finetune", 3, params) is None
+    assert teacher_of(f"{D3PM}+distill_20to1", 3, params) == (D3PM, 3)
+    recipe = params / "params/recipes/distill_20to1.yaml"
+    edit_yaml(recipe, distill__teacher_seed=0)
+    assert teacher_of(f"{D3PM}+distill_20to1", 3, params) == (D3PM, 0)
+    edit_yaml(recipe, distill__teacher="baseline+qhead")
+    assert teacher_of("distill_20to1", 3, params) == ("baseline+qhead", 0)
+    assert resolve("distill_20to1", 3, "paper", params).lineage == "distill_20to1"
+    # a finetune of a student distils nothing itself
+    assert teacher_of(f"{D3PM}+distill_20to1+geofeat", 3, params) is None
+    assert resolve(f"{D3PM}+distill_20to1+geofeat", 3, "test", params).distill is None
+
+
+def test_scale_gives_finetunes_and_single_lineages_their_length(params: Path) -> None:
+    scale = params / "params/scales/test.yaml"
+    edit_yaml(scale, finetune={"max_iter": 50, "batch_size": 1}, lengths={"d3pm_qhead": 0.5, D3PM: 0.02})
+    scratch, warm = resolve("d3pm_qhead", 0, "test", params).solver, resolve(D3PM, 0, "test", params).solver
+    assert (scratch.iterations, scratch.batch_size) == (3, 2)
+    assert (warm.iterations, warm.batch_size) == (1, 1)
+    assert resolve("baseline+finetune", 0, "test", params).solver.iterations == 5
+    assert resolve("baseline", 0, "test", params).solver.iterations == 6
 
 
 def test_precedence_scale_then_recipes_then_finetune(params: Path) -> None:
@@ -53,7 +142,7 @@ def test_precedence_scale_then_recipes_then_finetune(params: Path) -> None:
     child, scratch = resolve("wide+warm", 0, "test", params), resolve("warm", 0, "test", params)
     assert (child.model.hidden_dim, child.model.num_proposals) == (32, 5)
     assert scratch.model.hidden_dim == 16
-    assert child.solver.iterations == 3 and scratch.solver.iterations == 6
+    assert child.solver.iterations == 10 and scratch.solver.iterations == 6
     assert child.solver.lr == scratch.solver.lr == pytest.approx(2e-3)
 
 
@@ -101,13 +190,93 @@ def test_unknown_names(params: Path) -> None:
 
 
 def test_experiment_must_train_what_it_evaluates(params: Path) -> None:
-    both = ["baseline", "baseline+finetune"]
-    edit_yaml(params / "params/experiment.yaml", recipes=["baseline", "finetune"], lineages=both)
+    experiment = params / "params/experiment.yaml"
+    edit_yaml(experiment, **small_experiment())
+    edit_yaml(experiment, parents={})
     with pytest.raises(UserError, match=r"nothing trains 'baseline\+finetune': add 'baseline' to parents.finetune"):
         load_experiment(params)
-    edit_yaml(params / "params/experiment.yaml", recipes=["baseline"], parents={"finetune": ["baseline"]})
+    edit_yaml(experiment, recipes=["baseline"], parents={"finetune": ["baseline"]})
     with pytest.raises(UserError, match="recipes does not list 'finetune'"):
         load_experiment(params)
+
+
+EXPERIMENT_MISTAKES: dict[str, dict[str, object]] = {
+    "asked names 'baseline+finetun', but did you mean 'baseline+finetune'?": {"asked__baseline+finetun": ["main"]},
+    "asked.baseline names protocol 'step', but did you mean 'steps'?": {
+        "protocols__steps": {"eval_seeds": [0], "sample_steps": [1]},
+        "asked__baseline": ["main", "step"],
+    },
+    "ablations names 'baseline+graph_none', but": {
+        "ablations": {"graph": {"full": "baseline", "none": "baseline+graph_none"}}
+    },
+    "ablations names 'baseline': add ablations to asked.baseline": {
+        "ablations": {"graph": {"full": "baseline", "none": "baseline+finetune"}}
+    },
+    "asked gives no lineage the protocol main": {
+        "protocols__steps": {"eval_seeds": [0], "sample_steps": [1]},
+        "asked": {"baseline": ["steps"], "baseline+finetune": ["steps"]},
+    },
+    "scratch names 'd3pm_qhead', but recipes has: baseline, finetune": {"scratch": ["baseline", "d3pm_qhead"]},
+    "pictures names 'geofeat', but lineages has: baseline, baseline+finetune": {"pictures__lineages": ["geofeat"]},
+    "lineages names 'baseline+finetune', but asked does not": {"asked": {"baseline": ["main"]}},
+    "key 'protocols.guidence' does not exist; did you mean 'guidance'?": {"protocols__guidence": {}},
+    "key 'protocols.main.sample_step' does not exist; did you mean 'sample_steps'?": {
+        "protocols__main__sample_step": [1]
+    },
+    "key 'evaluation' does not exist; did you mean": {"evaluation": {"eval_seeds": [0]}},
+}
+
+
+@pytest.mark.parametrize("sentence", EXPERIMENT_MISTAKES)
+def test_mistakes_in_the_experiment_are_one_sentence(params: Path, sentence: str) -> None:
+    experiment = params / "params/experiment.yaml"
+    edit_yaml(experiment, **small_experiment())
+    edit_yaml(experiment, **EXPERIMENT_MISTAKES[sentence])
+    with pytest.raises(UserError) as caught:
+        load_experiment(params)
+    assert sentence in str(caught.value) and "experiment.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+TEACHER_MISTAKES: dict[str, tuple[str, dict[str, object]]] = {
+    "recipe 'distill_20to1' needs a teacher: start it from a parent, such as baseline+distill_20to1, or name one under "
+    "distill.teacher in ": ("distill_20to1", {}),
+    "distill_20to1.yaml: distill.teacher: recipe 'baselin' is missing": (
+        "baseline+distill_20to1",
+        {"distill__teacher": "baselin"},
+    ),
+    "distill_20to1.yaml: distill.teacher: 'Baseline' is no lineage": (
+        "baseline+distill_20to1",
+        {"distill__teacher": "Baseline"},
+    ),
+    "distill_20to1.yaml: distill.teacher: 'baseline+distill_20to1+geofeat' goes through 'baseline+distill_20to1', the "
+    "student itself": ("baseline+distill_20to1", {"distill__teacher": "baseline+distill_20to1+geofeat"}),
+    "distill_20to1.yaml: key 'distill.teacher_step' does not exist; did you mean 'teacher_steps'?": (
+        "baseline+distill_20to1",
+        {"distill__teacher_step": 20},
+    ),
+    "distill_20to1.yaml: distill: student_steps 40 must not exceed teacher_steps 20": (
+        "baseline+distill_20to1",
+        {"distill__student_steps": 40},
+    ),
+    "recipe 'geofeet' is missing": ("baseline+geofeet", {}),
+}
+
+
+@pytest.mark.parametrize("sentence", TEACHER_MISTAKES)
+def test_mistakes_about_teachers_are_one_sentence(params: Path, sentence: str) -> None:
+    lineage, changes = TEACHER_MISTAKES[sentence]
+    edit_yaml(params / "params/recipes/distill_20to1.yaml", **changes)
+    with pytest.raises(UserError) as caught:
+        resolve(lineage, 0, "test", params)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_length_of_no_lineage_is_told(params: Path) -> None:
+    edit_yaml(params / "params/scales/test.yaml", lengths={"label_sate": 0.1})
+    with pytest.raises(UserError, match=r"test.yaml: lengths: recipe 'label_sate' is missing.* 'label_state'"):
+        load_scale("test", params)
 
 
 def test_broken_yaml_is_one_sentence(params: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_parameter_changed_meanwhile_still_reruns(clone: Path) -> None:
 
 def test_the_protocol_changed_after_sync_still_reruns(clone: Path) -> None:
     run(clone, "noisebox", "sync")
-    edit_yaml(clone / "params/experiment.yaml", evaluation__sample_steps=[1])
+    edit_yaml(clone / "params/experiment.yaml", protocols__main__sample_steps=[1])
     commands = planned(clone)
     assert "noisebox evaluate baseline --seed 1" in commands
     assert not [command for command in commands if "train" in command]
@@ -134,11 +134,11 @@ def test_exp_run_with_more_seeds_runs_only_the_new_ones(made: Path) -> None:
     done = run(made, "dvc", "exp", "run", "-S", "params/experiment.yaml:train_seeds=[0,1,2]")
     ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
     assert sorted(ran) == [
-        "baseline@2",
         "evaluate@baseline+finetune-2",
         "evaluate@baseline-2",
         "finetune@baseline-2",
         "report",
+        "train@baseline-2",
     ]
     after = results(made)
     assert {path: after[path] for path in before} == before
@@ -146,7 +146,7 @@ def test_exp_run_with_more_seeds_runs_only_the_new_ones(made: Path) -> None:
 
 
 def test_what_users_type_works(made: Path) -> None:
-    assert "baseline@0" in run(made, "dvc", "dag").stdout
+    assert "train@baseline-0" in run(made, "dvc", "dag").stdout
     assert "digraph" in run(made, "snakemake", "--rulegraph").stdout
     assert "baseline" in run(made, "dvc", "metrics", "show").stdout
     run(made, "git", "add", "-A")

@@ -1,36 +1,127 @@
 """One graph, two engines: Snakemake and DVC, resolved, must name the same commands, dependencies and outputs."""
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import edit_yaml
+import yaml
+from conftest import ROOT, edit_yaml, run, small_experiment
 from graphs import dvc_jobs, snakemake_details, snakemake_jobs
 
+from noisebox.config import ExperimentConfig, load_experiment
+from noisebox.graph import Lineage
+
+BOTH = ["baseline", "baseline+finetune"]
+LONG = [*BOTH, "baseline+finetune+finetune"]
 EXPERIMENTS: dict[str, dict[str, object]] = {
     "two lineages": {},
-    "as it comes": {"recipes": ["baseline"], "parents": {"finetune": []}, "lineages": ["baseline"]},
-    "one seed, one lineage": {"train_seeds": [4], "lineages": ["baseline"]},
+    "one seed, one lineage": {
+        "train_seeds": [4],
+        "lineages": ["baseline"],
+        "asked": {"baseline": ["main"]},
+        "pictures__lineages": ["baseline"],
+    },
     "a longer lineage": {
         "train_seeds": [0, 1, 2],
-        "parents": {"finetune": ["baseline", "baseline+finetune"]},
-        "lineages": ["baseline", "baseline+finetune", "baseline+finetune+finetune"],
+        "parents__finetune": ["baseline", "baseline+finetune"],
+        "lineages": LONG,
+        "asked": {name: ["main"] for name in LONG},
+    },
+    "two recipes from scratch": {
+        "recipes": ["baseline", "label_state", "finetune", "kitchen_sink"],
+        "scratch": ["baseline", "label_state"],
+        "parents__finetune": ["baseline", "label_state"],
+        "lineages": [*BOTH, "label_state", "label_state+finetune"],
+        "asked": {name: ["main"] for name in [*BOTH, "label_state", "label_state+finetune"]},
     },
     "another scale": {"scale": "demo"},
-    "another protocol": {"evaluation__sample_steps": [1], "evaluation__eval_seeds": [7]},
+    "another protocol": {
+        "protocols__main__sample_steps": [1],
+        "protocols__steps": {"eval_seeds": [7], "sample_steps": [1, 50]},
+        "asked__baseline": ["main", "steps"],
+    },
 }
 
 
-UNASKED = {"one seed, one lineage": ("noisebox smoke finetune", "noisebox train baseline+finetune --seed 4")}
+def assert_same_jobs(project: Path, unasked: set[str] | None = None) -> set[str]:
+    """Both engines name the same jobs, but for the commands `unasked`, which DVC alone names; returns all commands.
+
+    DVC makes every planned training; Snakemake only those that something asks for.
+    """
+    by_snakemake, by_dvc = snakemake_jobs(project), dvc_jobs(project)
+    alone = {outputs: job for outputs, job in by_dvc.items() if outputs not in by_snakemake}
+    assert by_snakemake == {outputs: job for outputs, job in by_dvc.items() if outputs not in alone}
+    assert {job.command for job in alone.values()} == (unasked or set())
+    return {job.command for job in by_dvc.values()}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_both_engines_name_the_same_jobs(project: Path, name: str) -> None:
     edit_yaml(project / "params/experiment.yaml", **EXPERIMENTS[name])
-    by_snakemake, by_dvc = snakemake_jobs(project), dvc_jobs(project)
-    unasked = {outputs: job for outputs, job in by_dvc.items() if outputs not in by_snakemake}
-    assert by_snakemake == {outputs: job for outputs, job in by_dvc.items() if outputs not in unasked}
-    # DVC makes every planned training; Snakemake only those that the report needs.
-    assert {job.command for job in unasked.values()} == set(UNASKED.get(name, ()))
+    assert_same_jobs(project, {"noisebox train baseline+finetune --seed 4"} if "one seed" in name else set())
+
+
+def test_the_whole_experiment_is_the_same_in_both(project: Path) -> None:
+    """The experiment as it comes: its smoke runs, trainings and evaluations, data and report, and nothing else."""
+    shutil.copy(ROOT / "params/experiment.yaml", project / "params/experiment.yaml")
+    experiment = load_experiment(ROOT)
+    needed = {each.name for name in experiment.lineages for each in Lineage.parse(name).ancestry()}
+    unasked = [name for name in experiment.planned_lineages() if name not in needed]
+    assert assert_same_jobs(project, commands("train", unasked, experiment)) == {
+        "noisebox data",
+        *(f"noisebox smoke {recipe}" for recipe in experiment.recipes),
+        *commands("train", experiment.planned_lineages(), experiment),
+        *commands("evaluate", experiment.lineages, experiment),
+        "noisebox report",
+    }
+
+
+def commands(verb: str, lineages: Sequence[str], experiment: ExperimentConfig) -> set[str]:
+    return {f"noisebox {verb} {name} --seed {seed}" for name in lineages for seed in experiment.train_seeds}
+
+
+def test_every_finetune_stage_has_its_parents_in_the_experiment() -> None:
+    """And the other way round: DVC needs the key, and a recipe with parents needs its stage."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    experiment = yaml.safe_load((ROOT / "params/experiment.yaml").read_text())
+    grown = [name for name, stage in stages.items() if "parent" in stage.get("matrix", {})]
+    assert sorted(grown) == sorted(experiment["parents"])
+    for name in grown:
+        assert stages[name]["matrix"] == {"parent": f"${{parents.{name}}}", "seed": "${train_seeds}"}
+
+
+@pytest.mark.parametrize(
+    ("named", "teacher"),
+    [
+        ({"teacher": "finetune"}, "runs/finetune/seed${item.seed}/model_final.pth"),
+        ({"teacher_seed": 5}, "runs/${item.parent}/seed5/model_final.pth"),
+        ({"teacher": "baseline", "teacher_seed": 5}, "runs/baseline/seed5/model_final.pth"),
+        ({"teacher": "baseline"}, None),
+    ],
+    ids=["another lineage", "another seed", "both", "the parent by name"],
+)
+def test_a_named_teacher_is_a_dependency(project: Path, named: dict[str, object], teacher: str | None) -> None:
+    recipe = {"description": "learns from a named teacher", "distill": {"kind": "consistency", **named}}
+    (project / "params/recipes/pupil.yaml").write_text(yaml.safe_dump(recipe))
+    pipeline = yaml.safe_load((project / "dvc.yaml").read_text())
+    pupil = {**pipeline["stages"]["finetune"], "vars": [{"recipe": "pupil"}]}
+    pupil["matrix"] = {"parent": "${parents.pupil}", "seed": "${train_seeds}"}
+    pupil["deps"] = [*pupil["deps"], *([teacher] if teacher else [])]
+    pipeline["stages"]["pupil"] = pupil
+    (project / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    lineages = ["baseline", "finetune", "baseline+pupil"]
+    edit_yaml(
+        project / "params/experiment.yaml",
+        train_seeds=[0, 5],
+        recipes=["baseline", "finetune", "pupil"],
+        scratch=["baseline", "finetune"],
+        parents={**small_experiment()["parents"], "finetune": [], "pupil": ["baseline"]},
+        lineages=lineages,
+        asked={name: ["main"] for name in lineages},
+        pictures__lineages=lineages,
+    )
+    assert_same_jobs(project)
 
 
 def test_rules_say_what_a_cluster_wants_to_know(project: Path) -> None:
@@ -41,11 +132,26 @@ def test_rules_say_what_a_cluster_wants_to_know(project: Path) -> None:
 
 
 def test_undeclared_lineage_resolves(project: Path) -> None:
-    target = "runs/baseline+finetune+finetune/seed7/model_final.pth"
-    jobs = snakemake_jobs(project, target)
-    commands = {job.command for job in jobs.values()}
-    assert {
+    jobs = snakemake_jobs(project, "runs/baseline+geofeat+distill_20to1/seed7/model_final.pth")
+    assert {job.command for job in jobs.values()} == {
+        "noisebox data",
+        "noisebox smoke baseline",
+        "noisebox smoke geofeat",
+        "noisebox smoke distill_20to1",
         "noisebox train baseline --seed 7",
-        "noisebox train baseline+finetune --seed 7",
-        "noisebox train baseline+finetune+finetune --seed 7",
-    } <= commands
+        "noisebox train baseline+geofeat --seed 7",
+        "noisebox train baseline+geofeat+distill_20to1 --seed 7",
+    }
+
+
+@pytest.mark.parametrize(
+    ("lineage", "sentence"),
+    [
+        ("baseline+geofeet", "recipe 'geofeet' is missing"),
+        ("distill_20to1", "recipe 'distill_20to1' needs a teacher"),
+        ("distill_20to1+geofeat", "recipe 'distill_20to1' needs a teacher"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_anything_runs(project: Path, lineage: str, sentence: str) -> None:
+    done = run(project, "snakemake", "-n", f"runs/{lineage}/seed3/model_final.pth", check=False)
+    assert done.returncode and sentence in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-# Evaluation: one job and one results.tsv per checkpoint, for every eval seed and step count.
+# Evaluation: one job and one results.tsv per checkpoint, for all that the protocols naming it ask for.
 
 
 rule evaluate:
@@ -13,7 +13,9 @@ rule evaluate:
         graph.evaluation_outputs("{lineage}", "{seed}"),
     params:
         scale=EXPERIMENT.scale,
-        evaluation=EXPERIMENT.evaluation.model_dump(),
+        protocols=config["protocols"],
+        asked=lambda wildcards: config["asked"].get(wildcards.lineage),
+        pictures=config["pictures"]["images"],
     log:
         graph.log_file("evaluate", "{lineage}", "seed{seed}"),
     benchmark:

@@ -13,7 +13,10 @@ rule report:
         scale=EXPERIMENT.scale,
         train_seeds=EXPERIMENT.train_seeds,
         lineages=EXPERIMENT.lineages,
-        evaluation=EXPERIMENT.evaluation.model_dump(),
+        asked=config["asked"],
+        protocols=config["protocols"],
+        ablations=config["ablations"],
+        pictures=config["pictures"],
     log:
         graph.log_file("report"),
     benchmark:

@@ -2,14 +2,17 @@
 
 
 def training_inputs(wildcards):
-    """What depends on the lineage: its parent, recipe and family. An unknown recipe anywhere in it is said at once."""
+    """What depends on the lineage: parent, teacher, recipe and family. What does not go together is said at once."""
     lineage = graph.Lineage.parse(wildcards.lineage)
+    parent = graph.checkpoint(lineage.parent.name, wildcards.seed) if lineage.parent else None
     try:
         recipes = [load_recipe(recipe) for recipe in lineage.parts]
+        teacher = teacher_of(lineage, int(wildcards.seed))
     except UserError as error:
         raise WorkflowError(f"lineage {lineage.name}: {error}")
     return {
-        "parent": [graph.checkpoint(lineage.parent.name, wildcards.seed)] if lineage.parent else [],
+        "parent": [parent] if parent else [],
+        "teacher": [graph.checkpoint(*teacher)] if teacher and graph.checkpoint(*teacher) != parent else [],
         "smoke": graph.smoke_tsv(lineage.recipe),
         "recipe": graph.recipe_file(lineage.recipe),
         "code": graph.code_files("train", recipes[-1].family),
