@@ -7,6 +7,7 @@ from pathlib import Path
 from noisebox import graph
 from noisebox.config import load_experiment, load_recipe, load_scale, teacher_of
 from noisebox.errors import UserError
+from noisebox.experiment import check_experiment
 from noisebox.files import read_yaml
 from snakemake.exceptions import WorkflowError
 
@@ -19,6 +20,7 @@ if config != read_yaml(Path(graph.EXPERIMENT)):
 try:
     EXPERIMENT = load_experiment()
     SCALE = load_scale(EXPERIMENT.scale)
+    check_experiment(EXPERIMENT)
 except UserError as error:
     raise WorkflowError(str(error))
 

@@ -8,6 +8,7 @@ from conftest import ROOT, edit_yaml, small_experiment
 
 from noisebox.config import load_experiment, load_scale, resolve, teacher_of
 from noisebox.errors import UserError
+from noisebox.experiment import check_experiment
 from noisebox.graph import Lineage
 
 
@@ -277,6 +278,23 @@ def test_a_length_of_no_lineage_is_told(params: Path) -> None:
     edit_yaml(params / "params/scales/test.yaml", lengths={"label_sate": 0.1})
     with pytest.raises(UserError, match=r"test.yaml: lengths: recipe 'label_sate' is missing.* 'label_state'"):
         load_scale("test", params)
+
+
+def test_the_whole_experiment_is_checked_before_anything_runs(params: Path) -> None:
+    check_experiment(load_experiment(params), params)
+    edit_yaml(params / "params/experiment.yaml", **{"asked__baseline": ["main", "guidance"]})
+    with pytest.raises(UserError, match=r"experiment.yaml: asked.baseline has guidance, which needs a quality head"):
+        check_experiment(load_experiment(params), params)
+    edit_yaml(params / "params/experiment.yaml", **{"asked__baseline": ["main"]})
+    edit_yaml(params / "params/recipes/kitchen_sink.yaml", model__geo_bias={"kinds": "mlp"})
+    with pytest.raises(
+        UserError, match=r"kitchen_sink.yaml: key 'model.geo_bias.kinds' does not exist; did you mean 'kind'"
+    ):
+        check_experiment(load_experiment(params), params)
+    edit_yaml(params / "params/recipes/kitchen_sink.yaml", model__geo_bias={"kind": "mlp"})
+    edit_yaml(params / "params/recipes/distill_2to1.yaml", distill__teacher="baselin")
+    with pytest.raises(UserError, match=r"distill_2to1.yaml: distill.teacher: recipe 'baselin' is missing"):
+        check_experiment(load_experiment(params), params)
 
 
 def test_broken_yaml_is_one_sentence(params: Path) -> None:
