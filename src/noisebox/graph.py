@@ -34,6 +34,7 @@ REPORT_FILES = (
     "summary.md",
     "metrics.json",
     "tables/main.tsv",
+    "tables/differences.tsv",
     "tables/speed.tsv",
     "tables/steps.tsv",
     "tables/tradeoff.tsv",

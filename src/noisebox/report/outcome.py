@@ -1,7 +1,7 @@
-"""The top of summary.md: what more steps, distillation and finetunes gave, in numbers without a verdict."""
+"""The top of summary.md: what more steps, distillation and finetunes gave, in numbers and verdicts of the tables."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
@@ -11,13 +11,25 @@ from noisebox.report.tables import Row, records
 FEW = 3  # lineages that a sentence names one by one
 
 
-def outcome(main: pd.DataFrame, tradeoff: pd.DataFrame, distillation: pd.DataFrame, parents: pd.DataFrame) -> str:
-    """What came out of more steps, of distillation and of finetunes, in numbers without a verdict."""
+def outcome(
+    main: pd.DataFrame,
+    tradeoff: pd.DataFrame,
+    distillation: pd.DataFrame,
+    differences: pd.DataFrame,
+    students: Collection[str],
+) -> str:
+    """What came out of more steps, of distillation, and of finetunes, which are all lineages but for `students`."""
     as_trained = distillation[distillation["sample_step"] == distillation["student_steps"]]
+    finetunes = differences[~differences["run"].isin(list(students))]
+    against = {
+        relation: [_against(rows) for _, rows in of_relation.groupby("run", sort=False)]
+        for relation, of_relation in finetunes.groupby("relation", sort=False)
+    }
     told = [
         _told("More steps", [_more_steps(rows) for _, rows in tradeoff.groupby("run", sort=False)]),
         _told("Student against teacher", [_against_teacher(row) for row in records(as_trained)]),
-        _told("Finetune against its parent", [_against_parent(rows) for _, rows in parents.groupby("run", sort=False)]),
+        _told("Finetune against its parent", against.get("parent", [])),
+        _told("Finetune against its parent trained on as before", against.get("control", [])),
     ]
     return "\n\n".join([_levels(main), *(["\n".join(filter(None, told))] if any(told) else [])])
 
@@ -35,10 +47,15 @@ def _levels(main: pd.DataFrame) -> str:
         sentence += f"; at {plural(most, 'step')} it {_range(main[main['sample_step'] == most])}"
     seeds = " or ".join(str(count) for count in sorted(main["train_seeds"].unique()))
     if seeds == "1":
-        return f"{sentence}. There is one train seed, so nothing is known about the spread across trainings."
+        return (
+            f"{sentence}. There is one train seed, so nothing is known about the spread across trainings, and no "
+            "difference has a verdict."
+        )
+    few = " With two train seeds hardly anything can be told from chance." if seeds == "2" else ""
     return (
-        f"{sentence}. These are means over {seeds} train seeds ± the standard deviation across them. Differences are "
-        "given as they came out; none was tested against chance."
+        f"{sentence}. These are means over {seeds} train seeds ± the standard deviation across them. A difference is "
+        "called better or worse where a t test over the train seeds tells it from chance, at 5 % for its whole table, "
+        f"and else inconclusive.{few}"
     )
 
 
@@ -64,7 +81,7 @@ def _more_steps(rows: pd.DataFrame) -> str:
         return sentence
     sentence += (
         f", {number(last['AP'])} at {last['sample_step']} "
-        f"({signed(last['AP'] - first['AP'])}, {last['ratio']:.1f} times the time)"
+        f"({_judged(last, 'delta')}, {last['ratio']:.1f} times the time)"
     )
     best = max((row for row in every if not math.isnan(row["AP"])), key=lambda row: row["AP"], default=first)
     return sentence if best in (first, last) else f"{sentence}, highest {number(best['AP'])} at {best['sample_step']}"
@@ -72,20 +89,25 @@ def _more_steps(rows: pd.DataFrame) -> str:
 
 def _against_teacher(row: Row) -> str:
     own = f"`{row['run']}`: AP {number(row['AP'])} at {plural(row['sample_step'], 'step')}"
-    one = f"{number(row['teacher_AP_1'])} at 1 step ({signed(row['gap_1'])})"
+    one = f"{number(row['teacher_AP_1'])} at 1 step ({_judged(row, 'gap_1')})"
     many = (
         f"{number(row['teacher_AP'])} at {plural(row['teacher_steps'], 'step')} "
-        f"({signed(row['gap'])}, at {row['speedup']:.1f} times its speed)"
+        f"({_judged(row, 'gap')}, at {row['speedup']:.1f} times its speed)"
     )
     told = [one] if row["pairs_1"] else []
     told += [many] if row["pairs"] and row["teacher_steps"] > 1 else []
     return f"{own}; its teacher {' and '.join(told) or 'was not measured'}"
 
 
-def _against_parent(rows: pd.DataFrame) -> str:
+def _against(rows: pd.DataFrame) -> str:
     changes = listed(
         f"{signed(row['delta'])} at {plural(row['sample_step'], 'step')} "
-        f"({number(row['parent_AP'])} → {number(row['AP'])})"
+        f"({number(row['reference_AP'])} → {number(row['AP'])}, {row['delta_verdict']})"
         for row in records(rows)
     )
     return f"`{rows['run'].iloc[0]}`: {changes}"
+
+
+def _judged(row: Row, name: str) -> str:
+    """A difference and its verdict."""
+    return f"{signed(row[name])}, {row[f'{name}_verdict']}"

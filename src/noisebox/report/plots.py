@@ -24,7 +24,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFo
 
 from noisebox.files import atomic_path
 from noisebox.report.markdown import signed
-from noisebox.report.tables import CELL, seed_means, summarise
+from noisebox.report.statistics import CELL, seed_means, summarise
 
 # Okabe and Ito (2008), told apart with any colour vision; yellow and black are left out, for paper and axes.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -34,7 +34,7 @@ MARKERS = ("o", "s", "^", "D")
 WIDTH, HEIGHT, DPI = 3.4, 2.3, 300  # inches, inches, dots per inch
 PANEL = 1.5  # inches: the height of each of several panels
 LEGEND_LINE, LEGEND_WIDTH = 0.14, 50  # inches, characters
-BANDS = 4  # so many lineages have their spread drawn as a band: more could not be told apart
+SPREAD = 1.12  # ratio of the last to the first of several lineages' places at one step count, beside each other
 NARROW = 22  # characters: names up to this long stand two by two in the legend
 LINE, SMALL = 1.3, 6  # points: a line's width, the size of letters inside a plot
 POINTS = 100  # along the axis of iterations: more are averaged
@@ -125,43 +125,41 @@ def _losses(curves: Sequence[Curve], block: float) -> pd.DataFrame:
 
 
 def steps_plot(results: pd.DataFrame, looks: Mapping[str, Look], path: Path) -> None:
-    """Draw AP against sampling steps: mean over train seeds, of up to BANDS lineages their spread as a band, each train
-    seed a point."""
+    """Draw AP against sampling steps: mean over train seeds with its interval, each train seed a point."""
     summary, points = summarise(results), seed_means(results)
     with _figure(path, _lines(looks)) as (axes,):
-        for lineage, look in looks.items():
+        for aside, (lineage, look) in zip(_asides(len(looks)), looks.items(), strict=True):
             mean, own = summary[summary["run"] == lineage], points[points["run"] == lineage]
-            axes.plot(mean["sample_step"], mean["AP"], color=look.colour, linestyle=look.dashes, linewidth=LINE)
-            if len(looks) <= BANDS:
-                _band(axes, mean, look)
-            (dots,) = axes.plot(own["sample_step"], own["AP"], look.marker, linestyle="", color=look.colour)
+            steps = mean["sample_step"] * aside
+            axes.plot(steps, mean["AP"], color=look.colour, linestyle=look.dashes, linewidth=LINE)
+            _interval_bars(axes, steps, mean, look)
+            (dots,) = axes.plot(own["sample_step"] * aside, own["AP"], look.marker, linestyle="", color=look.colour)
             dots.set(markersize=2.4, markeredgewidth=0, alpha=0.6)
         _steps_axis(axes, results["sample_step"])
-        axes.set_ylabel("AP (COCO, 0–100)")
+        _ap_axis(axes, summary, points["AP"])
 
 
 def tradeoff_plot(table: pd.DataFrame, looks: Mapping[str, Look], path: Path) -> None:
-    """Draw `tables/tradeoff.tsv`: against sampling steps AP, of up to BANDS lineages with its spread as a band, and
-    seconds per image."""
+    """Draw `tables/tradeoff.tsv`: against sampling steps AP with its interval, and seconds per image."""
     with _figure(path, _lines(looks), panels=2) as (above, below):
-        for lineage, look in looks.items():
+        for aside, (lineage, look) in zip(_asides(len(looks)), looks.items(), strict=True):
             rows = table[table["run"] == lineage]
+            steps = rows["sample_step"] * aside
             for axes, name in ((above, "AP"), (below, "s_per_img")):
-                (line,) = axes.plot(rows["sample_step"], rows[name], color=look.colour, linestyle=look.dashes)
+                (line,) = axes.plot(steps, rows[name], color=look.colour, linestyle=look.dashes)
                 line.set(linewidth=LINE, marker=look.marker, markersize=3)
-            if len(looks) <= BANDS:
-                _band(above, rows, look)
+            _interval_bars(above, steps, rows, look)
         _steps_axis(below, table["sample_step"])
-        above.set_ylabel("AP (COCO, 0–100)")
+        _ap_axis(above, table)
         below.set_yscale("log")
         _log_ticks(below.yaxis)
         below.set_ylabel("seconds per image")
 
 
 def distillation_plot(table: pd.DataFrame, points: pd.DataFrame, looks: Mapping[str, Look], path: Path) -> None:
-    """Draw AP against seconds per image: of a student what `tables/distillation.tsv` has, filled; of a teacher its
-    `points`, a table as `tables/tradeoff.tsv`, up to the steps that were learned from, joined. The upper axis tells the
-    sampling steps at their mean time.
+    """Draw AP and its interval against seconds per image: of a student what `tables/distillation.tsv` has, filled; of a
+    teacher its `points`, a table as `tables/tradeoff.tsv`, up to the steps that were learned from, joined. The upper
+    axis tells the sampling steps at their mean time.
     """
     learned_from = table.groupby("teacher")["teacher_steps"].max()
     legend: dict[str, Line2D] = {}
@@ -172,16 +170,18 @@ def distillation_plot(table: pd.DataFrame, points: pd.DataFrame, looks: Mapping[
             if lineage in learned_from:
                 lesson = lesson[lesson["sample_step"] <= learned_from[lineage]]
                 drawn.append(lesson)
+                _interval_bars(axes, lesson["s_per_img"], lesson, look)
                 (line,) = axes.plot(lesson["s_per_img"], lesson["AP"], color=look.colour, linestyle=look.dashes)
                 line.set(linewidth=0.9, marker=look.marker, markersize=3.5, markerfacecolor="white")
                 legend[lineage] = line
             if len(own):
                 drawn.append(own)
+                _interval_bars(axes, own["s_per_img"], own, look)
                 (dots,) = axes.plot(own["s_per_img"], own["AP"], look.marker, color=look.colour, markersize=4.5)
                 legend.setdefault(lineage, dots)
-        axes.set_ylabel("AP (COCO, 0–100)")
         axes.set_xscale("log")
-        axes.margins(0.08)
+        axes.margins(x=0.08)
+        _ap_axis(axes, pd.concat(drawn))
         _log_ticks(axes.xaxis)
         axes.set_xlabel("seconds per image (log scale)")
         times = pd.concat(drawn).groupby("sample_step")["s_per_img"].mean()
@@ -193,7 +193,8 @@ def distillation_plot(table: pd.DataFrame, points: pd.DataFrame, looks: Mapping[
 
 def guidance_plot(table: pd.DataFrame, path: Path) -> None:
     """Draw `tables/guidance.tsv` as heat maps of the difference of AP to no guidance: scale × Langevin steps; a row of
-    panels per lineage and step count, a panel per mode. Blue is above no guidance, red below."""
+    panels per lineage and step count, a panel per mode. Blue is above no guidance, red below; a star says that the
+    verdict is better or worse."""
     guided = table[table["guidance_scale"] > 0]
     modes, bands = list(guided["guidance_mode"].unique()), list(guided.groupby(CELL, sort=False))
     limit = max(0.01, guided["delta"].abs().max())
@@ -206,11 +207,15 @@ def guidance_plot(table: pd.DataFrame, path: Path) -> None:
             panels = part.subplots(1, len(modes), squeeze=False)[0]
             for mode, axes in zip(modes, panels, strict=True):
                 of_mode = band[band["guidance_mode"] == mode]
-                cells = of_mode.pivot(index="guidance_scale", columns="guidance_steps", values="delta")
+                cells, verdicts = (
+                    of_mode.pivot(index="guidance_scale", columns="guidance_steps", values=name)
+                    for name in ("delta", "delta_verdict")
+                )
                 drawn = axes.imshow(cells, colours, vmin=-limit, vmax=limit, aspect="auto", origin="lower")
                 for (row, column), delta in np.ndenumerate(cells.to_numpy()):
                     ink = "white" if abs(delta) > 0.6 * limit else "black"
-                    axes.text(column, row, signed(delta), color=ink, fontsize=SMALL, ha="center", va="center")
+                    star = "*" if verdicts.iat[row, column] in ("better", "worse") else ""
+                    axes.text(column, row, signed(delta) + star, color=ink, fontsize=SMALL, ha="center", va="center")
                 axes.set_xticks(range(len(cells.columns)), [str(count) for count in cells.columns])
                 axes.set_yticks(range(len(cells.index)), [f"{scale:g}" for scale in cells.index])
                 axes.set(title=f"mode {mode}", xlabel="k")
@@ -228,10 +233,31 @@ def words_plot(words: str, path: Path) -> None:
         figure.text(0.5, 0.5, fill(words, LEGEND_WIDTH), ha="center", va="center")
 
 
-def _band(axes: Axes, rows: pd.DataFrame, look: Look) -> None:
-    """AP ± its standard deviation across train seeds, against sampling steps."""
-    steps, mean, std = (rows[name].to_numpy() for name in ("sample_step", "AP", "AP_std"))
-    axes.fill_between(steps, mean - std, mean + std, color=look.colour, alpha=0.15, linewidth=0)
+def _asides(count: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    """For each of several lineages the factor that puts its marks beside those of the others on a logarithmic axis."""
+    return SPREAD ** ((np.arange(count) + 0.5) / count - 0.5)
+
+
+def _interval_bars(axes: Axes, places: "pd.Series[float]", rows: pd.DataFrame, look: Look) -> None:
+    """The 95 % interval of AP, where there is one, as a bar with an end mark at either end, behind all else."""
+    ends = (rows["AP"] - rows["AP_low"], rows["AP_high"] - rows["AP"])
+    bars = axes.errorbar(places, rows["AP"], yerr=ends, fmt="none", ecolor=look.colour, capsize=1.6, zorder=1)
+    for part in (*bars[1], *bars[2]):
+        part.set(linewidth=0.6, alpha=0.5)
+
+
+def _ap_axis(axes: Axes, rows: pd.DataFrame, points: "pd.Series[float] | None" = None) -> None:
+    """An axis of AP that shows every mean and point, and of the intervals what leaves these half of it: with two train
+    seeds an interval may be a hundred times as long as all that was measured."""
+    axes.set_ylabel("AP (COCO, 0–100)")
+    measured = rows["AP"] if points is None else pd.concat([rows["AP"], points])
+    low, high = measured.min(), measured.max()
+    room = (high - low) / 2
+    if room > 0:
+        below, above = (
+            beyond.fillna(0).clip(0, room).max() for beyond in (low - rows["AP_low"], rows["AP_high"] - high)
+        )
+        axes.set_ylim(max(low - below, 0) - room / 5, high + above + room / 5)
 
 
 def _steps_axis(axes: Axes, steps: "pd.Series[int]") -> None:

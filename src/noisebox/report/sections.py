@@ -1,19 +1,20 @@
 """The sections of summary.md, each the Markdown of one table, with a caption that says what its numbers are.
 
-The numbers are those of `tables/*.tsv`, rounded there already; whether a difference means anything is not judged here.
+The numbers and verdicts are those of `tables/*.tsv`, rounded there already.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
 from noisebox import graph
 from noisebox.config import ExperimentConfig, GuidanceProtocol
-from noisebox.report import pictures, plots
+from noisebox.report import pictures
 from noisebox.report.evaluations import SIZES, Asked, Run, results_path
-from noisebox.report.markdown import ABSENT, link, links, listed, number, plural, signed, table
-from noisebox.report.tables import Row, Taught, class_columns, not_asked, records
+from noisebox.report.markdown import ABSENT, MINUS, link, links, listed, number, plural, signed, table
+from noisebox.report.statistics import reach
+from noisebox.report.tables import CONTROL, Row, Taught, class_columns, not_asked, records
 
 SHORT = 12  # characters of a hash
 
@@ -70,6 +71,7 @@ def main(rows: pd.DataFrame) -> str:
         "iterations",
         "steps",
         "AP",
+        "95 % interval",
         "std",
         "flat std",
         "AP50",
@@ -83,6 +85,7 @@ def main(rows: pd.DataFrame) -> str:
             row["iterations"],
             str(row["sample_step"]),
             number(row["AP"]),
+            _interval(row, "AP", number),
             ABSENT if row["train_seeds"] == 1 else number(row["AP_std"]),
             ABSENT if row["runs"] == 1 else number(row["AP_std_flat"]),
             number(row["AP50"]),
@@ -92,12 +95,35 @@ def main(rows: pd.DataFrame) -> str:
         ]
         for row in records(rows)
     ]
+    below = " No AP is below 0, though the arithmetic of an interval may be." if (rows["AP_low"] < 0).any() else ""
     caption = (
-        "*AP: mean over train seeds of each one's mean over eval seeds; AP50 and AP75 likewise. std: population "
-        "standard deviation across the train seeds' means; flat std: of all runs. Iterations: of the lineage's last "
-        f"stage.* {_numbers('main')}"
+        "*AP: mean over train seeds of each one's mean over eval seeds; AP50 and AP75 likewise. 95 % interval: "
+        f"Student's t over the train seeds' means. {_reach(rows)}{below} std: population standard deviation across "
+        f"these means; flat std: of all runs. Iterations: of the lineage's last stage.* {_numbers('main')}"
     )
     return f"{table(header, cells)}\n\n{caption}"
+
+
+def _reach(rows: pd.DataFrame) -> str:
+    """What the number of train seeds means for the intervals of a table."""
+    seeds = int(rows["train_seeds"].min())
+    if seeds < 2:
+        return "With one train seed there is none."
+    return (
+        f"With {seeds} train seeds it has {plural(seeds - 1, 'degree')} of freedom and goes {reach(seeds):.1f} "
+        f"standard errors to either side (with very many 2.0): the fewer trainings, the less is known of the next."
+    )
+
+
+def _interval(row: Row, name: str, written: Callable[[float], str] = signed) -> str:
+    """The ends of a 95 % interval, or a dash where there is none."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return ABSENT if math.isnan(low) else f"{written(low)} to {written(high)}".replace("-", MINUS)
+
+
+def _judged(row: Row, name: str) -> list[str]:
+    """A difference, its interval, and its verdict."""
+    return [signed(row[name]), _interval(row, name), row[f"{name}_verdict"]]
 
 
 def _seeds(row: Row) -> str:
@@ -144,11 +170,18 @@ def train_seeds(steps: pd.DataFrame) -> str:
 
 def steps_caption(main: pd.DataFrame) -> str:
     """What the plot of AP against steps shows."""
-    band = ", ± standard deviation across train seeds (band)" if main["run"].nunique() <= plots.BANDS else ""
+    overlap = " Bars that overlap say nothing of a difference, which is paired: see [Differences](#differences)."
     return (
-        f"*AP against sampling steps: mean over train seeds (line), each train seed (points){band}.* "
-        f"{_numbers('steps')}"
+        f"*AP against sampling steps, lineages beside each other: mean over train seeds (line){bars(main)}, each train "
+        f"seed (points).{overlap if bars(main) else ''}* {_numbers('steps')}"
     )
+
+
+def bars(rows: pd.DataFrame) -> str:
+    """What the bars of a plot of `rows` show; nothing where there are none."""
+    if rows["AP_low"].isna().all():
+        return ""
+    return " with its 95 % interval over train seeds (bar; one without an end mark goes on beyond the plot)"
 
 
 def classes(main: pd.DataFrame) -> str:
@@ -170,15 +203,74 @@ def classes(main: pd.DataFrame) -> str:
     return f"{table(header, rows)}\n\n{caption}"
 
 
+# Differences
+
+INTERVAL = "95 % interval: Student's t over the train seeds' means of paired differences, for each difference alone."
+VERDICT = (
+    "Verdict: better or worse where the p value of that t test, after Holm's correction for all differences of this "
+    "table, is below 0.05, else inconclusive; so an interval may leave out 0 and the verdict still be inconclusive. No "
+    "verdict: one train seed, an AP that is nan, or the same difference in every train seed."
+)
+AS_BEFORE = "Interval and verdict as under [Differences](#differences), corrected for all differences of this table."
+
+
+def differences(rows: pd.DataFrame) -> str:
+    """Each lineage against its parent, and against the control."""
+    if rows.empty:
+        return f"No lineage of the main table has its parent or its control there too.\n\n*{INTERVAL} {VERDICT}*"
+    header = [
+        *["lineage", "reference", "steps", "Δ", "95 % interval", "verdict", "p (Holm)", "pairs", "train seeds"],
+        *["results.tsv", "reference's results.tsv"],
+    ]
+    cells = [
+        [
+            *[f"`{row['run']}`", f"{row['relation']} `{row['reference']}`", str(row["sample_step"])],
+            *[*_judged(row, "delta"), ABSENT if math.isnan(row["delta_p_holm"]) else _p(row["delta_p_holm"])],
+            *[str(row["pairs"]), str(row["train_seeds"]), links(row["results"]), links(row["reference_results"])],
+        ]
+        for row in records(rows)
+    ]
+    has_control = (rows["relation"] == "control").any()
+    control = f" The control is the parent trained on as before, by recipe `{CONTROL}`." if has_control else ""
+    caption = (
+        "*Δ: AP minus that of the reference, paired by train and eval seed; mean over train seeds."
+        f"{control}{_unpaired(rows)} {INTERVAL} {_reach(rows)} {VERDICT}* "
+        f"{_numbers('differences')}"
+    )
+    return f"{table(header, cells)}\n\n{caption}"
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _unpaired(rows: pd.DataFrame) -> str:
+    """How much was left out because the other side lacks it; nothing where all is paired."""
+    parted = rows[rows["unpaired"] > 0]
+    if parted.empty:
+        return ""
+    told = listed(
+        f"{plural(row['unpaired'], 'run')} of `{row['run']}` and `{row['reference']}` at "
+        f"{plural(row['sample_step'], 'step')}"
+        for row in records(parted)
+    )
+    return f" Only seeds that both sides have count; left out: {told}."
+
+
 # The other protocols
 
 
 def tradeoff(rows: pd.DataFrame) -> str:
     """AP and time of each step count."""
-    header = ["lineage", "steps", "AP", "std", "s / image", "ratio", "train × eval seeds", "results.tsv", "speed.tsv"]
+    header = [
+        *["lineage", "steps", "AP", "std", "Δ", "95 % interval", "verdict", "s / image", "ratio"],
+        *["train × eval seeds", "results.tsv", "speed.tsv"],
+    ]
+    fewest = rows.groupby("run")["sample_step"].min()
     cells = [
         [
             *[f"`{row['run']}`", str(row["sample_step"]), number(row["AP"]), _spread(row, "AP_std")],
+            *([ABSENT] * 3 if row["sample_step"] == fewest[row["run"]] else _judged(row, "delta")),
             *[
                 f"{row['s_per_img']:.4f}",
                 f"{row['ratio']:.1f}",
@@ -190,8 +282,9 @@ def tradeoff(rows: pd.DataFrame) -> str:
         for row in records(rows)
     ]
     caption = (
-        "*AP and its standard deviation across train seeds as in the main table; seconds per image and eval seed; "
-        f"ratio: to the fewest steps.* {_numbers('tradeoff')}"
+        "*AP and its standard deviation across train seeds as in the main table. Δ: AP minus that at the fewest steps, "
+        f"paired by train and eval seed. {AS_BEFORE} Seconds per image and eval seed; ratio: to the fewest steps.* "
+        f"{_numbers('tradeoff')}"
     )
     return f"{table(header, cells)}\n\n{caption}"
 
@@ -199,20 +292,19 @@ def tradeoff(rows: pd.DataFrame) -> str:
 def distillation(rows: pd.DataFrame, asked: Asked, taught: Taught, runs: Sequence[Run]) -> str:
     """Students against their teachers."""
     header = [
-        *["student", "steps", "AP", "std", "teacher", "teacher's AP, 1 step", "n steps", "AP, n steps"],
-        *["gap", "gap std", "s / image", "teacher's s / image", "speed-up", "train × eval seeds", "results.tsv"],
+        *["student", "steps", "AP", "std", "teacher", "n", "AP, n steps", "gap", "95 % interval", "verdict"],
+        *["AP, 1 step", "gap to it", "95 % interval", "verdict"],
+        *["s / image", "teacher's s / image", "speed-up", "train × eval seeds", "results.tsv"],
     ]
     cells = []
     for row in records(rows):
-        measured = row["pairs"] > 0
-        many = [number(row["teacher_AP"]), signed(row["gap"]), number(row["gap_std"])]
-        teacher_ap, gap, gap_std = many if measured else [ABSENT] * 3
-        seconds = [f"{row['teacher_s_per_img']:.4f}", f"{row['speedup']:.1f}"] if measured else [ABSENT] * 2
+        many = [number(row["teacher_AP"]), *_judged(row, "gap")] if row["pairs"] else [ABSENT] * 4
+        one = [number(row["teacher_AP_1"]), *_judged(row, "gap_1")] if row["pairs_1"] else [ABSENT] * 4
+        seconds = [f"{row['teacher_s_per_img']:.4f}", f"{row['speedup']:.1f}"] if row["pairs"] else [ABSENT] * 2
         cells.append(
             [
                 *[f"`{row['run']}`", str(row["sample_step"]), number(row["AP"]), _spread(row, "AP_std")],
-                *[_teacher(row), number(row["teacher_AP_1"]) if row["pairs_1"] else ABSENT],
-                *[str(row["teacher_steps"]), teacher_ap, gap, gap_std if row["pairs"] != 1 else ABSENT],
+                *[_teacher(row), str(row["teacher_steps"]), *many, *one],
                 *[f"{row['s_per_img']:.4f}", *seconds, _seeds(row), links(row["results"])],
             ]
         )
@@ -220,10 +312,17 @@ def distillation(rows: pd.DataFrame, asked: Asked, taught: Taught, runs: Sequenc
     reason = f" {ABSENT}: protocols.distillation does not ask for {missing}." if missing else ""
     caption = (
         "*n: the steps of the teacher's that the student learned from. Gap: the student's AP minus the teacher's at n "
-        "steps, paired by train and eval seed, and its standard deviation over the pairs; speed-up: the teacher's "
+        f"steps or at 1 step, paired by train and eval seed.{_one_teacher(rows)} {AS_BEFORE} Speed-up: the teacher's "
         f"seconds per image at n steps over the student's.{reason}* {_numbers('distillation')}"
     )
     return "\n\n".join([table(header, cells), caption, *_other_checkpoints(taught, runs)])
+
+
+def _one_teacher(rows: pd.DataFrame) -> str:
+    """That students of one and the same teacher say nothing of other teachers; nothing where there are none."""
+    if not any(row["train_seeds"] > len(row["teacher_seeds"].split(",")) for row in records(rows)):
+        return ""
+    return " Train seeds that share a teacher are students of this teacher, and tell of no other."
 
 
 def _teacher(row: Row) -> str:
@@ -250,16 +349,15 @@ def _other_checkpoints(taught: Taught, runs: Sequence[Run]) -> list[str]:
 def ablations(rows: pd.DataFrame) -> str:
     """The variants, group by group."""
     header = [
-        *["group", "variant", "steps", "AP", "std", "Δ", "Δ std", "iterations", "train × eval seeds"],
-        *["lineage", "results.tsv"],
+        *["group", "variant", "steps", "AP", "std", "Δ", "95 % interval", "verdict"],
+        *["iterations", "train × eval seeds", "lineage", "results.tsv"],
     ]
     cells, group = [], None
     for row in records(rows):
         first = row["group"] != group
         reference = rows[rows["group"] == row["group"]]["variant"].iloc[0] == row["variant"]
         group = row["group"]
-        one = row["train_seeds"] * row["eval_seeds"] == 1
-        deltas = [ABSENT] * 2 if reference else [signed(row["delta"]), ABSENT if one else number(row["delta_std"])]
+        deltas = [ABSENT] * 3 if reference else _judged(row, "delta")
         cells.append(
             [
                 *[f"**{group}**" if first else "", row["variant"], str(row["sample_step"]), number(row["AP"])],
@@ -268,8 +366,8 @@ def ablations(rows: pd.DataFrame) -> str:
             ]
         )
     caption = (
-        "*Δ: AP minus that of the group's first variant, paired by train and eval seed, and its standard deviation "
-        f"over the pairs; iterations: of the lineage's last stage.* {_numbers('ablations')}"
+        f"*Δ: AP minus that of the group's first variant, paired by train and eval seed. {AS_BEFORE} Iterations: of "
+        f"the lineage's last stage.* {_numbers('ablations')}"
     )
     return f"{table(header, cells)}\n\n{caption}"
 
@@ -277,13 +375,13 @@ def ablations(rows: pd.DataFrame) -> str:
 def guidance(rows: pd.DataFrame) -> str:
     """Each way of guiding against none."""
     header = [
-        *["lineage", "steps", "scale", "mode", "k", "AP", "std", "Δ", "Δ std", "s / image", "ratio"],
-        *["train × eval seeds", "results.tsv"],
+        *["lineage", "steps", "scale", "mode", "k", "AP", "std", "Δ", "95 % interval", "verdict", "s / image"],
+        *["ratio", "train × eval seeds", "results.tsv"],
     ]
     cells = []
     for row in records(rows):
-        unguided, one = row["guidance_scale"] == 0, row["train_seeds"] * row["eval_seeds"] == 1
-        deltas = [ABSENT] * 2 if unguided else [signed(row["delta"]), ABSENT if one else number(row["delta_std"])]
+        unguided = row["guidance_scale"] == 0
+        deltas = [ABSENT] * 3 if unguided else _judged(row, "delta")
         cells.append(
             [
                 *[f"`{row['run']}`", str(row["sample_step"]), f"{row['guidance_scale']:g}", row["guidance_mode"]],
@@ -298,8 +396,7 @@ def guidance(rows: pd.DataFrame) -> str:
         )
     caption = (
         "*k: Langevin steps at each guided sampling step. Δ: AP minus that without guidance, paired by train and eval "
-        "seed, and its standard deviation over the pairs; ratio: of seconds per image to those without guidance.* "
-        f"{_numbers('guidance')}"
+        f"seed. {AS_BEFORE} Ratio: of seconds per image to those without guidance.* {_numbers('guidance')}"
     )
     return f"{table(header, cells)}\n\n{caption}"
 

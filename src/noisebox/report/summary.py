@@ -1,7 +1,7 @@
 """`reports/summary.md`, and everything it shows: read every evaluation of the experiment, write graph.REPORT_FILES.
 
 Only files below `evals/` and the images they name are read, nothing tells the time, and the order is the experiment's:
-the same inputs give the same bytes. Whether a difference means anything is not judged here.
+the same inputs give the same bytes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +26,7 @@ class Tables:
     """The report's tables; each is written to `tables/<name>.tsv`."""
 
     main: pd.DataFrame
+    differences: pd.DataFrame
     steps: pd.DataFrame
     speed: pd.DataFrame
     tradeoff: pd.DataFrame
@@ -49,6 +50,7 @@ class Evidence:
         main = self.asked["main"]
         return Tables(
             main=tables.main_table(main.results, self.iterations),
+            differences=tables.differences_table(main.results),
             steps=tables.steps_table(main.results),
             speed=tables.speed_table(main.speed),
             tradeoff=tables.tradeoff_table(self.asked["steps"]),
@@ -157,14 +159,14 @@ def summary(evidence: Evidence, found: Tables) -> str:
     """The text of summary.md; its numbers are those of the tables, which are rounded already."""
     experiment, runs, taught = evidence.experiment, evidence.runs, evidence.taught
     results, missing = evidence.asked["main"].results, nothing_to_show(experiment, found)
-    parents = tables.parents_table(results, {run.lineage for run in runs if run.teacher})
+    students = {run.lineage for run in runs if run.teacher}
 
     def unless_missing(name: str, *parts: str) -> Sequence[str]:
         return [missing[name]] if name in missing else parts
 
     parts = [
         "# Results",
-        outcome(found.main, found.tradeoff, found.distillation, parents),
+        outcome(found.main, found.tradeoff, found.distillation, found.differences, students),
         "## What was run",
         sections.what_was_run(experiment, runs, evidence.iterations),
         "## Average precision",
@@ -176,20 +178,23 @@ def summary(evidence: Evidence, found: Tables) -> str:
         sections.steps_caption(found.main),
         "### By class and size",
         sections.classes(found.main),
+        "## Differences",
+        sections.differences(found.differences),
         "## Step trade-off",
         *unless_missing(
             "steps",
             sections.tradeoff(found.tradeoff),
             "![AP and seconds per image against sampling steps](plots/tradeoff.png)",
-            "*AP, ± standard deviation across train seeds (band), and seconds per image against sampling steps.*",
+            f"*AP{sections.bars(found.tradeoff)} and seconds per image against sampling steps.*",
         ),
         "## Distillation",
         *unless_missing(
             "distillation",
             sections.distillation(found.distillation, evidence.asked["distillation"], taught, runs),
             "![AP against seconds per image](plots/distillation.png)",
-            "*AP against seconds per image: students at the steps of the table (filled), teachers at the protocol's up "
-            "to those that were learned from (joined); above the plot, sampling steps at their mean time.*",
+            f"*AP{sections.bars(found.distillation)} against seconds per image: students at the steps of the table "
+            "(filled), teachers at the protocol's up to those that were learned from (joined); above the plot, "
+            "sampling steps at their mean time.*",
         ),
         "## Ablations",
         *unless_missing("ablations", sections.ablations(found.ablations)),
@@ -198,7 +203,8 @@ def summary(evidence: Evidence, found: Tables) -> str:
             "guidance",
             sections.guidance(found.guidance),
             "![Difference of AP to no guidance](plots/guidance.png)",
-            "*Difference of AP to no guidance, by guidance scale and Langevin steps k: blue above, red below.*",
+            "*Difference of AP to no guidance, by guidance scale and Langevin steps k: blue above, red below; with a "
+            "star where the table's verdict is better or worse. The intervals are in the table.*",
         ),
         "## Speed",
         sections.speed(found.speed),

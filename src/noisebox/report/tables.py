@@ -1,15 +1,16 @@
-"""The numbers of the report: the published arithmetic over train and eval seeds, and a table for each protocol.
+"""The numbers of the report: a table for each protocol, by the arithmetic of statistics.py.
 
 AP is on the 0–100 scale everywhere. It is `nan` where there was nothing to measure, and a mean over a `nan` is `nan`.
 Every row names the results.tsv it was made from. Differences of AP are paired: both sides of each were trained with
-one seed, and sampled from one noise.
+one seed, and sampled from one noise. A difference `delta` has its 95 % interval in `delta_low` and `delta_high`, its p
+value in `delta_p`, that after Holm's correction for all differences of the table in `delta_p_holm`, and what this says
+in `delta_verdict`; the interval is the plain one, of this difference alone.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from noisebox.errors import UserError
@@ -23,30 +24,53 @@ from noisebox.report.evaluations import (
     results_path,
     speed_path,
 )
+from noisebox.report.statistics import (
+    CELL,
+    Difference,
+    difference,
+    holm,
+    mean_of,
+    seed_means,
+    spread_of,
+    summarise,
+    verdict,
+)
 
 DECIMALS = 4
 SECONDS_DECIMALS = 6
 RATIO_DECIMALS = 3
-CELL = ["run", "sample_step"]
 GUIDED_CELL = [*CELL, "guidance_scale", "guidance_mode", "guidance_steps"]
-PAIR = ["train_seed", "eval_seed"]
+CONTROL = "finetune"  # the recipe that trains on as before: what a finetune gives beyond it is the finetune's own
 
-TRADEOFF = [*CELL, "AP", "AP_std", "s_per_img", "ratio", "train_seeds", "eval_seeds", "results", "speed"]
+
+def _compared(name: str) -> list[str]:
+    """The columns of a difference of AP."""
+    return [name, *(f"{name}_{part}" for part in ("std", "low", "high", "p", "p_holm", "verdict"))]
+
+
+MEASURED = ["AP", "AP_std", "AP_low", "AP_high"]
+DIFFERENCES = [
+    *["run", "reference", "relation", "sample_step", "AP", "reference_AP", *_compared("delta")],
+    *["pairs", "train_seeds", "unpaired", "results", "reference_results"],
+]
+TRADEOFF = [
+    *[*CELL, *MEASURED, *_compared("delta"), "s_per_img", "ratio"],
+    *["train_seeds", "eval_seeds", "results", "speed"],
+]
 GUIDANCE = [
-    *[*GUIDED_CELL, "AP", "AP_std", "delta", "delta_std", "s_per_img", "ratio"],
+    *[*GUIDED_CELL, *MEASURED, *_compared("delta"), "s_per_img", "ratio"],
     *["train_seeds", "eval_seeds", "results", "speed"],
 ]
 ABLATIONS = [
-    *["group", "variant", "run", "iterations", "sample_step", "AP", "AP_std", "delta", "delta_std"],
+    *["group", "variant", "run", "iterations", "sample_step", *MEASURED, *_compared("delta")],
     *["train_seeds", "eval_seeds", "results"],
 ]
 DISTILLATION = [
-    *["run", "kind", "student_steps", "sample_step", "AP", "AP_std", "s_per_img"],
+    *["run", "kind", "student_steps", "sample_step", *MEASURED, "s_per_img"],
     *["teacher", "teacher_seeds", "teacher_steps", "teacher_AP_1", "teacher_AP", "teacher_s_per_img"],
-    *["gap_1", "pairs_1", "gap", "gap_std", "pairs", "speedup"],
+    *[*_compared("gap_1"), "pairs_1", *_compared("gap"), "pairs", "speedup"],
     *["train_seeds", "eval_seeds", "results", "teacher_results"],
 ]
-PARENTS = ["run", "parent", "sample_step", "AP", "parent_AP", "delta"]
 
 
 Row = dict[str, Any]
@@ -60,61 +84,6 @@ def records(table: pd.DataFrame) -> list[Row]:
 def class_columns(table: pd.DataFrame) -> list[str]:
     """The columns of per-class AP, in the dataset's order."""
     return [str(name) for name in table.columns if str(name).startswith(CLASS_PREFIX)]
-
-
-def seed_means(
-    results: pd.DataFrame, metrics: Sequence[str] = ("AP",), cell: Sequence[str] = tuple(CELL)
-) -> pd.DataFrame:
-    """Per `cell` (lineage and step count) and train seed: the mean over eval seeds of each metric, and how many."""
-    grouped = results.groupby([*cell, "train_seed"], sort=False)
-    means = grouped[list(metrics)].agg(_mean)
-    return means.assign(eval_seeds=grouped.size()).reset_index()
-
-
-def summarise(
-    results: pd.DataFrame, metrics: Sequence[str] = ("AP",), cell: Sequence[str] = tuple(CELL)
-) -> pd.DataFrame:
-    """The published arithmetic, per `cell` (lineage and step count).
-
-    Each of `metrics` is the mean over train seeds of their means over eval seeds; `AP_std` the population standard
-    deviation across those means of train seeds, `AP_std_flat` that of all runs; both are nan where there is one value
-    only. `runs` counts the runs, `nan_runs` those whose AP is nan.
-    """
-    cell = list(cell)
-    per_seed = seed_means(results, metrics, cell).groupby(cell, sort=False)
-    all_runs = results.groupby(cell, sort=False)["AP"]
-    summary = per_seed[list(metrics)].agg(_mean)
-    summary.insert(1, "AP_std", per_seed["AP"].agg(_spread))
-    summary.insert(2, "AP_std_flat", all_runs.agg(_spread))
-    counts = {"train_seeds": per_seed.size(), "eval_seeds": per_seed["eval_seeds"].max(), "runs": all_runs.size()}
-    return summary.assign(**counts, nan_runs=all_runs.agg(lambda values: int(values.isna().sum()))).reset_index()
-
-
-def _mean(values: "pd.Series[float]") -> float:
-    """nan where one of the values is: pandas' own mean would leave it out."""
-    return float(np.mean(values.to_numpy())) if len(values) else math.nan
-
-
-def _spread(values: "pd.Series[float]") -> float:
-    return float(np.std(values.to_numpy())) if len(values) > 1 else math.nan
-
-
-class Difference(NamedTuple):
-    """Of AP: the mean and the population standard deviation over `pairs` pairs."""
-
-    mean: float
-    std: float
-    pairs: int
-
-
-def difference(results: pd.DataFrame, reference: pd.DataFrame) -> Difference:
-    """AP of `results` minus that of `reference`, paired by (train seed, eval seed); each has one row a pair at most.
-
-    nan where there is no pair; the deviation is nan where there is one only.
-    """
-    paired = results.merge(reference, on=PAIR, suffixes=("", "_reference"), validate="one_to_one")
-    differences = paired["AP"] - paired["AP_reference"]
-    return Difference(_mean(differences), _spread(differences), len(paired))
 
 
 def _joined(values: Iterable[object]) -> str:
@@ -141,7 +110,7 @@ def main_table(results: pd.DataFrame, iterations: dict[str, str]) -> pd.DataFram
 def steps_table(results: pd.DataFrame) -> pd.DataFrame:
     """`tables/steps.tsv`: AP at each step count per train seed, a mean over eval seeds; `AP_std` is their spread."""
     table = seed_means(results)
-    spread = results.groupby([*CELL, "train_seed"], sort=False)["AP"].agg(_spread)
+    spread = results.groupby([*CELL, "train_seed"], sort=False)["AP"].agg(spread_of)
     table["AP_std"] = spread.to_numpy()
     return table[["run", "train_seed", "sample_step", "AP", "AP_std", "eval_seeds"]].round(DECIMALS)
 
@@ -158,14 +127,67 @@ def speed_table(speed: pd.DataFrame) -> pd.DataFrame:
     return table.join(where).assign(train_seeds=grouped.size(), speed=grouped["speed"].agg(_joined)).reset_index()
 
 
+def differences_table(results: pd.DataFrame) -> pd.DataFrame:
+    """`tables/differences.tsv`: per lineage and step count its AP against that of each of its `references` that is in
+    `results`. `unpaired` runs of either side have no partner on the other: they are in neither `delta` nor `pairs`.
+    """
+    measured = dict(iter(results.groupby(CELL, sort=False)))
+    rows = []
+    for (run, steps), own in measured.items():
+        for relation, reference in references(str(run)).items():
+            theirs = measured.get((reference, steps))
+            if theirs is None:
+                continue
+            delta = difference(own, theirs)
+            row = {"run": run, "reference": reference, "relation": relation, "sample_step": steps}
+            row |= {"AP": _ap(own), "reference_AP": _ap(theirs), **_difference_cells("delta", delta)}
+            row |= {"pairs": delta.pairs, "train_seeds": delta.train_seeds, "unpaired": delta.unpaired}
+            row |= {"results": _files(own), "reference_results": _files(theirs)}
+            rows.append(row)
+    return _judged(rows, DIFFERENCES, "delta")
+
+
+def references(run: str) -> dict[str, str]:
+    """What a lineage is held against: its `parent`, and its `control`, the parent trained on as before."""
+    parent = Lineage.parse(run).parent
+    if parent is None:
+        return {}
+    control = f"{parent.name}+{CONTROL}"
+    return {"parent": parent.name, **({"control": control} if run != control else {})}
+
+
+def _difference_cells(name: str, delta: Difference) -> Row:
+    """A difference as the columns of a table, before the table's other differences are known."""
+    cells = {name: delta.mean, f"{name}_std": delta.std}
+    return cells | {f"{name}_low": delta.low, f"{name}_high": delta.high, f"{name}_p": delta.p}
+
+
+def _judged(rows: list[Row], columns: list[str], *names: str) -> pd.DataFrame:
+    """The table of some rows, rounded, once the differences `names` in them are judged all together."""
+    tests = [(row[name], row[f"{name}_p"]) for row in rows for name in names]
+    distinct = [test for test in dict.fromkeys(tests) if not math.isnan(test[1])]  # one test may be shown twice
+    adjusted = dict(zip(distinct, holm([p for _, p in distinct]), strict=True))
+    for row in rows:
+        for name in names:
+            p = adjusted.get((row[name], row[f"{name}_p"]), math.nan)
+            row |= {f"{name}_p_holm": p, f"{name}_verdict": verdict(row[name], p)}
+    return _rounded(pd.DataFrame(rows, columns=columns))
+
+
 def tradeoff_table(asked: Asked) -> pd.DataFrame:
-    """`tables/tradeoff.tsv`: per lineage and step count AP and its spread across train seeds, seconds per image, and
-    their ratio to the fewest steps."""
-    if asked.results.empty:
-        return pd.DataFrame(columns=TRADEOFF)
-    ap, seconds = summarise(asked.results).round(DECIMALS), speed_table(asked.speed)
-    ap["results"] = [_files(rows) for _, rows in asked.results.groupby(CELL, sort=False)]
-    return ap.merge(seconds[[*CELL, "s_per_img", "ratio", "speed"]], on=CELL)[TRADEOFF]
+    """`tables/tradeoff.tsv`: per lineage and step count AP, its difference to the fewest steps, seconds per image, and
+    their ratio to the fewest steps. At the fewest steps the difference is 0."""
+    rows = []
+    for _, of_lineage in asked.results.groupby("run", sort=False):
+        fewest = of_lineage[of_lineage["sample_step"] == of_lineage["sample_step"].min()]
+        seconds_fewest = _seconds(_matching(asked.speed, fewest, CELL))
+        for _, at_steps in of_lineage.groupby("sample_step", sort=False):
+            speed = _matching(asked.speed, at_steps, CELL)
+            row = _summary_row(at_steps, CELL) | _difference_cells("delta", difference(at_steps, fewest))
+            row |= {"s_per_img": _seconds(speed), "ratio": _seconds(speed) / seconds_fewest}
+            row |= {"results": _files(at_steps), "speed": _files(speed)}
+            rows.append(row)
+    return _judged(rows, TRADEOFF, "delta")
 
 
 def guidance_table(asked: Asked) -> pd.DataFrame:
@@ -178,11 +200,11 @@ def guidance_table(asked: Asked) -> pd.DataFrame:
         seconds_unguided = _seconds(_matching(asked.speed, unguided, GUIDED_CELL))
         for _, guided in at_steps.groupby(GUIDED_CELL, sort=False):
             speed, delta = _matching(asked.speed, guided, GUIDED_CELL), difference(guided, unguided)
-            row = _summary_row(guided, GUIDED_CELL)
-            row |= {"delta": delta.mean, "delta_std": delta.std, "results": _files(guided), "speed": _files(speed)}
+            row = _summary_row(guided, GUIDED_CELL) | _difference_cells("delta", delta)
             row |= {"s_per_img": _seconds(speed), "ratio": _seconds(speed) / seconds_unguided}
+            row |= {"results": _files(guided), "speed": _files(speed)}
             rows.append(row)
-    return _rounded(pd.DataFrame(rows, columns=GUIDANCE))
+    return _judged(rows, GUIDANCE, "delta")
 
 
 def ablations_table(asked: Asked, groups: Mapping[str, Mapping[str, str]], iterations: dict[str, str]) -> pd.DataFrame:
@@ -195,11 +217,11 @@ def ablations_table(asked: Asked, groups: Mapping[str, Mapping[str, str]], itera
             own = asked.results[asked.results["run"] == lineage]
             for steps, at_steps in own.groupby("sample_step", sort=False):
                 delta = difference(at_steps, reference[reference["sample_step"] == steps])
-                row = _summary_row(at_steps, CELL)
+                row = _summary_row(at_steps, CELL) | _difference_cells("delta", delta)
                 row |= {"group": group, "variant": variant, "iterations": iterations[lineage]}
-                row |= {"delta": delta.mean, "delta_std": delta.std, "results": _files(at_steps)}
+                row |= {"results": _files(at_steps)}
                 rows.append(row)
-    return _rounded(pd.DataFrame(rows, columns=ABLATIONS))
+    return _judged(rows, ABLATIONS, "delta")
 
 
 Taught = Mapping[str, Mapping[int, Teacher]]  # of each student, by its train seed
@@ -249,12 +271,12 @@ def distillation_table(asked: Asked, taught: Taught) -> pd.DataFrame:
             row = _summary_row(student, CELL)
             row |= {"kind": teacher.kind, "student_steps": teacher.student_steps, "teacher": teacher.lineage}
             row |= {"teacher_seeds": _joined(t.seed for t in of_seed.values()), "teacher_steps": teacher.teacher_steps}
-            row |= {"teacher_AP_1": _ap(one), "gap_1": gap_1.mean, "pairs_1": gap_1.pairs}
-            row |= {"teacher_AP": _ap(many), "gap": gap.mean, "gap_std": gap.std, "pairs": gap.pairs}
+            row |= {"teacher_AP_1": _ap(one), **_difference_cells("gap_1", gap_1), "pairs_1": gap_1.pairs}
+            row |= {"teacher_AP": _ap(many), **_difference_cells("gap", gap), "pairs": gap.pairs}
             row |= {"s_per_img": seconds, "teacher_s_per_img": teacher_seconds, "speedup": teacher_seconds / seconds}
             row |= {"results": _files(student), "teacher_results": _joined(many["file"])}
             rows.append(row)
-    return _rounded(pd.DataFrame(rows, columns=DISTILLATION))
+    return _judged(rows, DISTILLATION, "gap_1", "gap")
 
 
 def not_asked(asked: Asked, taught: Taught) -> list[tuple[str, int, int]]:
@@ -266,21 +288,6 @@ def not_asked(asked: Asked, taught: Taught) -> list[tuple[str, int, int]]:
             own = [(lineage, train_seed, steps) for steps in (1, teacher.student_steps)]
             wanted |= dict.fromkeys([*own, *((teacher.lineage, teacher.seed, n) for n in (1, teacher.teacher_steps))])
     return [each for each in wanted if each not in there]
-
-
-def parents_table(results: pd.DataFrame, distilled: Collection[str]) -> pd.DataFrame:
-    """Per lineage that goes on from another in `results`, but for those `distilled`, and step count: its AP, its
-    parent's, and their difference, paired."""
-    rows = []
-    for (run, steps), own in results.groupby(CELL, sort=False):
-        parent = Lineage.parse(str(run)).parent
-        if parent is None or run in distilled:
-            continue
-        theirs = results[(results["run"] == parent.name) & (results["sample_step"] == steps)]
-        if len(theirs):
-            values = {"AP": _ap(own), "parent_AP": _ap(theirs), "delta": difference(own, theirs).mean}
-            rows.append({"run": run, "parent": parent.name, "sample_step": steps, **values})
-    return _rounded(pd.DataFrame(rows, columns=PARENTS))
 
 
 def _summary_row(results: pd.DataFrame, cell: list[str]) -> Row:
@@ -308,12 +315,12 @@ def _matching(table: pd.DataFrame, rows: pd.DataFrame, cell: Sequence[str]) -> p
 
 def _ap(results: pd.DataFrame) -> float:
     """Mean over train seeds of each one's mean over eval seeds."""
-    return _mean(results.groupby("train_seed", sort=False)["AP"].agg(_mean))
+    return mean_of(results.groupby("train_seed", sort=False)["AP"].agg(mean_of))
 
 
 def _seconds(speed: pd.DataFrame) -> float:
     """Seconds per image, a mean over train seeds."""
-    return _mean(speed["inference_s_per_img"])
+    return mean_of(speed["inference_s_per_img"])
 
 
 def _rounded(table: pd.DataFrame) -> pd.DataFrame:
