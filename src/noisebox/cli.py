@@ -164,6 +164,73 @@ def bench(
 
 
 @app.command()
+def predict(
+    which: Annotated[
+        str,
+        typer.Argument(metavar="LINEAGE|CHECKPOINT", help="A lineage, or the path of a .pth file.", show_default=False),
+    ],
+    images: Annotated[Path, typer.Option(help="An image file, or a folder of them.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to.", show_default="predictions/<lineage>/seed<k>")
+    ] = None,
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(help="Sampling steps.", min=1)] = 1,
+    score: Annotated[float, typer.Option(help="What scores less is left out.", min=0, max=1)] = 0.3,
+    eval_seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
+    batch: Annotated[int | None, typer.Option(help="Images at once.", min=1, show_default="as in evaluation")] = None,
+) -> None:
+    """Detect in any images: COCO results and pictures.
+
+    predictions.json is a list in COCO's results form, images.json names images and categories, and pictures/ shows
+    every image with its boxes. An image of the validation split is detected as `noisebox evaluate` does.
+    """
+    path = Path(which) if which.endswith(".pth") else _checkpoint(graph.Lineage.parse(which).name, seed)
+    folder = out or Path("predictions") / (path.stem if which.endswith(".pth") else f"{which}/seed{seed}")
+
+    from noisebox.evaluation.predict import IMAGES, PREDICTIONS
+    from noisebox.evaluation.predict import predict as run_predict
+    from noisebox.report.predictions import write_pictures
+
+    run_predict(path, images, folder, steps=steps, score=score, eval_seed=eval_seed, batch_size=batch)
+    root = images if images.is_dir() else images.parent
+    pictures = write_pictures(folder / PREDICTIONS, folder / IMAGES, root, folder / "pictures")
+    say(f"{folder / PREDICTIONS}, {folder / IMAGES}, and {len(pictures)} pictures in {folder / 'pictures'}")
+
+
+@app.command()
+def show(
+    lineages: Annotated[list[str], typer.Argument(help="Shown side by side.", show_default=False)],
+    seed: Seed = 0,
+    images: Annotated[
+        str,
+        typer.Option(help="Of the validation split, ids or file names: 000001,000004.", show_default="the first ones"),
+    ] = "",
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("show"),
+    steps: Annotated[int, typer.Option(help="Sampling steps.", min=1)] = 5,
+    eval_seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
+) -> None:
+    """Draw detections beside ground truth, and how boxes are denoised.
+
+    Writes detections.png, and for each image <id>-steps.png, the boxes at every step, and <id>-film.png, the same as
+    an animated PNG.
+    """
+    from noisebox.config import load_experiment
+
+    checkpoints = {name: _checkpoint(graph.Lineage.parse(name).name, seed) for name in lineages}
+    files = {name: out / f"{name}.json" for name in checkpoints}
+    first = load_experiment().pictures.images
+
+    from noisebox.evaluation.trajectory import write_trajectories
+    from noisebox.report.trajectory import write_show
+
+    for name, path in checkpoints.items():
+        chosen = images.split(",") if images else []
+        write_trajectories(path, files[name], chosen, steps=steps, eval_seed=eval_seed, first=first)
+    for written in write_show(files, out, Path()):
+        say(str(written))
+
+
+@app.command()
 def sync() -> None:
     """After `dvc pull`: tell Snakemake what is up to date."""
     from noisebox.engines import sync as run_sync

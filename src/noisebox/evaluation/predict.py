@@ -1,0 +1,146 @@
+"""Detections in any images by any checkpoint, written in COCO's results form."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from noisebox.config import RunConfig, Sampling
+from noisebox.data.catalog import READERS, open_split
+from noisebox.data.coco import EXIF_ORIENTATION, CocoSplit, ImageRecord, decode_image
+from noisebox.errors import UserError
+from noisebox.evaluation.detection import to_coco_results
+from noisebox.evaluation.protocol import measure
+from noisebox.files import write_json
+from noisebox.progress import Progress
+from noisebox.structures import Detections
+from noisebox.training.checkpoint import load_model
+
+PREDICTIONS, IMAGES = "predictions.json", "images.json"
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # looked for in a folder
+ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+ID_BYTES = 6  # so that an id stays exact in any JSON reader
+
+
+def predict(
+    checkpoint: Path,
+    images: Path,
+    out: Path,
+    *,
+    steps: int = 1,
+    score: float = 0.3,
+    eval_seed: int = 0,
+    batch_size: int | None = None,
+) -> dict[int, Detections]:
+    """Detect in an image file, or in all image files of a folder, and write what has at least `score` below `out`.
+
+    `predictions.json` is a list in COCO's results form: image_id, category_id, bbox (x, y, width, height in pixels of
+    the image as shown) and score. `images.json` is its companion in COCO's annotation form: id and file name of every
+    image, and the categories, numbered from 1 in the order of the checkpoint's classes.
+
+    Images are resized as the checkpoint's evaluation does, and batched by their resized size. The noise of an image is
+    keyed by its id: that of the validation split, where the checkpoint's dataset is in place and has the image, so that
+    it is detected as `noisebox evaluate` does under the same eval seed and steps; else one made of the file's name.
+
+    Raises UserError when there is no image, or one cannot be read, before the model runs.
+    """
+    files = image_files(images)
+    model, config, state = load_model(checkpoint)
+    config = runnable(config, batch_size or config.eval_batch_size)
+    split = CocoSplit(
+        name=str(images),
+        classes=tuple(state["classes"]),
+        category_ids=tuple(range(1, len(state["classes"]) + 1)),
+        images=tuple(read_records(files, image_ids(files, config))),
+        annotation_file=out / IMAGES,
+    )
+    sampling = Sampling(steps=steps)
+    torch.set_num_threads(config.threads)
+    with Progress("predict", len(files)) as progress:
+        measured = measure(model.to(config.device), split, config, {sampling: [eval_seed]}, progress)
+    found = {image: _from(score, each) for image, each in measured.detections[eval_seed, sampling].items()}
+    write_json(out / IMAGES, split.ground_truth())
+    write_json(out / PREDICTIONS, to_coco_results(split, found))
+    return found
+
+
+def _from(score: float, found: Detections) -> Detections:
+    kept = found.scores >= score
+    return Detections(found.boxes_xyxy[kept], found.scores[kept], found.labels[kept])
+
+
+def runnable(config: RunConfig, batch_size: int) -> RunConfig:
+    """The configuration for this machine: the CPU and full precision where the checkpoint's own device is not there."""
+    changes: dict[str, Any] = {"eval_batch_size": batch_size}
+    if config.device == "cuda" and not torch.cuda.is_available():
+        changes |= {"device": "cpu", "precision": "fp32"}
+    return config.model_copy(update=changes)
+
+
+def image_files(place: Path) -> list[Path]:
+    """The file, or the image files of a folder by name, those in folders below it left out.
+
+    Raises UserError when there is nothing of the kind.
+    """
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise UserError(f"{place} does not exist; name an image file, or a folder of them")
+    files = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise UserError(f"{place} holds no image; looked for files that end with {', '.join(SUFFIXES)}")
+    return files
+
+
+def image_ids(files: Sequence[Path], config: RunConfig) -> list[int]:
+    """The id of each image: that of the validation split, given once, or else one made of the file's name."""
+    try:
+        known = {os.path.realpath(image.path): image.id for image in open_split(config.dataset, "val").images}
+    except UserError:  # the dataset of the checkpoint is not here
+        known = {}
+    return [known.pop(os.path.realpath(file), _id_of_name(file.name)) for file in files]
+
+
+def _id_of_name(name: str) -> int:
+    return int.from_bytes(sha256(name.encode("utf-8", "surrogateescape")).digest()[:ID_BYTES], "big")
+
+
+def read_records(files: Sequence[Path], ids: Sequence[int]) -> list[ImageRecord]:
+    """The images as records without annotations, each decoded once as a check.
+
+    Raises UserError naming the first that cannot be read.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(_checked_record, files, ids))
+
+
+def _checked_record(file: Path, identity: int) -> ImageRecord:
+    try:
+        content = file.read_bytes()
+        with Image.open(file) as image:
+            width, height = image.size
+            if image.getexif().get(EXIF_ORIENTATION) in ON_ITS_SIDE:
+                width, height = height, width
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
+        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{file} cannot be read as an image ({reason}); replace the file or leave it out") from None
+    record = ImageRecord(
+        id=identity,
+        file_name=file.name,
+        path=file,
+        width=width,
+        height=height,
+        boxes_xyxy=np.zeros((0, 4), np.float32),
+        labels=np.zeros(0, np.int64),
+        crowd=np.zeros(0, np.bool_),
+        stored_xywh=np.zeros((0, 4)),
+        areas=np.zeros(0),
+    )
+    decode_image(content, record)
+    return record
