@@ -6,7 +6,10 @@ from pathlib import Path
 
 from conftest import edit_yaml, run
 
-VERBS = ("data", "smoke", "train", "evaluate", "report", "bench", "sync", "record")
+VERBS = (
+    *("data", "smoke", "train", "evaluate", "report", "bench", "sync", "record"),
+    *("predict", "show", "verify", "freeze", "table", "prune"),
+)
 
 
 def test_help_lists_every_verb_in_one_line(project: Path) -> None:

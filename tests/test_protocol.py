@@ -194,7 +194,8 @@ def run_evaluation(
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"weights")
     (checkpoint.parent / "metrics.csv").write_text("mode,step,loss\ntrain,5,1.5\n")
-    (checkpoint.parent / "run.json").write_text(json.dumps({"iterations": 12, "timing": {"wall_s": 3}}))
+    facts = {"iterations": 12, "timing": {"wall_s": 3, "written": "then"}}
+    (checkpoint.parent / "run.json").write_text(json.dumps(facts))
     evaluate(KnowingDetector(), config, checkpoint, asked, 2, classes)
 
 
@@ -202,7 +203,7 @@ def test_the_report_finds_all_that_was_asked(
     evaluated: Path, split: CocoSplit, config: RunConfig, tmp_path: Path
 ) -> None:
     run = evaluations.read_run("baseline", config.seed, tmp_path)
-    assert (run.iterations, run.provenance) == (12, {"iterations": 12})
+    assert run.provenance == {"iterations": 12, "checkpoint": {"size": len(b"weights"), "written": "then"}}
     assert (len(run.results), len(run.speed)) == (6, 3)
     assert set(run.results["ckpt_sha256"]) == {sha256(tmp_path / graph.checkpoint("baseline", config.seed))}
     guidance = {"scales": [0.05], "modes": ["final"], "langevin_steps": [2]}

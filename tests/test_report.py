@@ -614,7 +614,7 @@ def test_the_order_of_rows_in_a_file_does_not_matter(tmp_path: Path, fully_repor
         header, *rows = path.read_text().splitlines()
         path.write_text("\n".join([header, *reversed(rows)]) + "\n")
     summary.write_report(experiment, tmp_path)
-    for output in graph.report_outputs():
+    for output in set(graph.report_outputs()) - {graph.RESULTS_MANIFEST}:  # which tells the files' own hashes
         assert (tmp_path / output).read_bytes() == (fully_reported / output).read_bytes(), output
 
 

@@ -125,6 +125,130 @@ def report() -> None:
 
 
 @app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="The repository, or a deliverable.")] = Path(),
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Rows of results to evaluate again.", min=0, show_default="3, if the data is here"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed draws other rows.", min=0)] = 0,
+) -> None:
+    """Check every file of the manifest, and results anew.
+
+    Every file that is here is held to its sha256 in results_manifest.tsv,
+    that of reports/ or of a deliverable, where none may be missing. Some
+    rows of results.tsv are evaluated again from their checkpoints and must
+    come out to the printed digits. Where the dataset is not here, that is
+    said and left out, unless --rows asks for it.
+
+    Exit code 0: nothing differs; 1: something does, each told in a line;
+    2: a mistake, or it could not be checked.
+    """
+    from noisebox.progress import Progress
+    from noisebox.report.manifest import check
+
+    with Progress(f"verify {folder}") as progress:
+        checked = check(folder, progress.at)
+    said, mismatches = checked.said, checked.mismatches
+    if rows != 0:
+        from noisebox.evaluation.verify import ROWS, evaluate_again
+
+        again = evaluate_again(folder, checked.sound, ROWS if rows is None else rows, seed)
+        mismatches = [*mismatches, *again.mismatches]
+        if again.left_out and rows is not None and not mismatches:
+            raise UserError(again.left_out[0])
+        said = [*said, f"{again.rows} rows of results evaluated again"]
+        said += [f"not evaluated again: {reason}" for reason in again.left_out]
+    for line in [*said, *mismatches]:
+        say(line)
+    raise typer.Exit(1 if mismatches else 0)
+
+
+@app.command()
+def freeze(
+    name: Annotated[str, typer.Argument(help="Of the folder below deliverables/.", show_default=False)],
+    lineages: Annotated[str, typer.Option(help="What to deliver: --lineages baseline baseline+geofeat.")],
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+) -> None:
+    """Copy lineages into a deliverable that stands alone.
+
+    Checkpoints, results, resolved configurations and the description of the
+    dataset go to deliverables/<name>/, with a manifest of their own and a
+    README.md: how to check them, evaluate them again, share them with DVC.
+    """
+    from noisebox.report.freeze import freeze as run_freeze
+
+    folder = run_freeze(name, list(dict.fromkeys([lineages, *(more or [])])))
+    say(f"{folder}; check it with: noisebox verify {folder}")
+
+
+@app.command()
+def table(
+    spec: Annotated[Path, typer.Argument(help="A YAML or JSON file with columns and rows.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Folder for the .md, .tsv and .tex.", show_default=False)] = None,
+) -> None:
+    """Make a results table from a file that describes it.
+
+    Prints Markdown; with --out it writes Markdown, TSV and LaTeX, named like
+    the file. Such a file:
+
+    \b
+        caption: Street world
+        columns: [AP, AP_std, AP-car, FPS, steps]
+        rows:
+          - {lineage: baseline, sample_step: 5, name: ours}
+          - lineage: baseline+qhead
+            guidance: {scale: 0.1, mode: all}
+            train_seeds: [0, 1]     # by default the experiment's
+            eval_seeds: [0, 1]      # by default all that there are
+          - name: theirs
+            source: Chen et al. 2023, table 1
+            values: {AP: "46.80", steps: 1}
+
+    Columns: steps, s_per_img, FPS, AP, AP50, AP75, APs, APm, APl, AP-<class>;
+    of AP also _std, _low and _high: over train seeds, the population standard
+    deviation and the ends of the 95 % interval. What is missing is a dash,
+    and the reason stands below the table.
+    """
+    from noisebox.config import load_experiment
+    from noisebox.report.spec import as_markdown, make_table, write_table
+
+    made = make_table(spec, load_experiment)
+    if out is None:
+        say(as_markdown(made).rstrip())
+    else:
+        for path in write_table(made, out, spec.stem):
+            say(str(path))
+
+
+@app.command()
+def prune(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+    """Free the disk of last.pth and best.pth that DVC holds.
+
+    Of finished runs, last.pth and best.pth go, if their bytes are in DVC's
+    cache or in a remote; so does what killed processes left, if no training
+    can go on from it. All else stays, model_final.pth always.
+
+    `dvc status` then calls these files deleted. That is no loss: `dvc
+    checkout` brings them back (`dvc pull`, if only a remote has them), and
+    `dvc repro` does so rather than train again. Snakemake does not miss
+    them. DVC's cache keeps its copy; emptying that is for `dvc gc`.
+    """
+    from noisebox.prune import plan_of, remove, size_in_words
+
+    plan = plan_of(Path())
+    for line in plan.kept:
+        say(f"kept: {line}")
+    for item in plan.items:
+        say(f"{size_in_words(item.size):>9}  {item.path} ({item.why})")
+    if not plan.items:
+        say("nothing to prune")
+    elif yes or typer.confirm(f"Delete these {len(plan.items)}, and free {size_in_words(plan.size)}?"):
+        for line in remove(plan):
+            say(line)
+
+
+@app.command()
 def bench(
     more_steps: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
     depth: Annotated[str, typer.Option(help="Backbone: 18, 50 (ResNet), or any backbone name.")] = "18",

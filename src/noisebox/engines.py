@@ -34,7 +34,8 @@ def record(root: Path, outputs: Iterable[str]) -> list[str]:
         with _repository(root) as repo:
             with repo.lock:
                 stages = [stage for stage in _jobs(repo) if _outputs(stage, root) and _outputs(stage, root) <= made]
-                changed = [stage for stage in stages if any(stage.changed_entries())]
+                whole = [stage for stage in stages if _present(stage, root) == _outputs(stage, root)]
+                changed = [stage for stage in whole if any(stage.changed_entries())]
                 for stage in changed:
                     stage.save()
                     stage.commit(relink=False)  # a file linked anew would look newer than what was made from it
@@ -68,7 +69,7 @@ def sync(root: Path) -> list[str]:
     order and noted in Snakemake's records; outputs of stale stages are dated long ago, so that they are made again.
     """
     with _repository(root) as repo:
-        changed = set(repo.status())
+        changed = {name for name, changes in repo.status().items() if not _is_pruned(changes)}
         jobs = _jobs(repo)
         current: list[Any] = []
         stale: list[Any] = []
@@ -76,8 +77,8 @@ def sync(root: Path) -> list[str]:
             ancestry = {stage, *networkx.descendants(repo.index.graph, stage)}
             is_current = not any(each.addressing in changed for each in ancestry if each.cmd)
             (current if is_current else stale).append(stage)
-        fresh = sorted(min(_outputs(stage, root)) for stage in current if _outputs(stage, root))
-        old = sorted(path for stage in stale for path in _outputs(stage, root) if (root / path).exists())
+        fresh = sorted(min(_present(stage, root)) for stage in current if _present(stage, root))
+        old = sorted(path for stage in stale for path in _present(stage, root))
     for path in old:
         os.utime(root / path, (LONG_AGO, LONG_AGO))
     if old:
@@ -97,6 +98,21 @@ def _jobs(repo: Repo) -> list[Any]:
 
 def _outputs(stage: Any, root: Path) -> set[str]:
     return {Path(out.fs_path).resolve().relative_to(root.resolve()).as_posix() for out in stage.outs}
+
+
+def _present(stage: Any, root: Path) -> set[str]:
+    """Those outputs that lie where they should: a pruned run lacks some."""
+    return {path for path in _outputs(stage, root) if (root / path).exists()}
+
+
+def _is_pruned(changes: list[Any]) -> bool:
+    """Whether a stage's status says that outputs were deleted, and nothing else."""
+    return all(
+        isinstance(change, dict)
+        and change.keys() == {"changed outs"}
+        and set(change["changed outs"].values()) == {"deleted"}
+        for change in changes
+    )
 
 
 def _dump(stages: list[Any]) -> None:

@@ -15,6 +15,8 @@ EXPERIMENT = "params/experiment.yaml"
 DATA_MANIFEST = "data/manifest.json"
 DATA_PIN = "data.dvc"
 REPORTS = "reports"
+MANIFEST = "results_manifest.tsv"
+RESULTS_MANIFEST = f"{REPORTS}/{MANIFEST}"
 RECIPE_PATTERN = r"[a-z][a-z0-9_]*"
 LINEAGE_PATTERN = rf"{RECIPE_PATTERN}(\+{RECIPE_PATTERN})*"
 
@@ -32,6 +34,7 @@ RUN_FILES = (
 EVALUATION_FILES = ("results.tsv", "speed.tsv", "detections.json", "training.csv", "run.json")
 REPORT_FILES = (
     "summary.md",
+    MANIFEST,
     "metrics.json",
     "tables/main.tsv",
     "tables/differences.tsv",
@@ -164,6 +167,11 @@ def evaluation_outputs(lineage: str, seed: int | str) -> list[str]:
 def evaluation_inputs(lineage: str, seed: int | str) -> list[str]:
     """What an evaluation reads of its run; the training curve and the provenance are passed on with the results."""
     return [f"{run_folder(lineage, seed)}/{name}" for name in ("model_final.pth", "metrics.csv", "run.json")]
+
+
+def deliverable(name: str) -> str:
+    """A frozen folder, laid out below like the repository."""
+    return f"deliverables/{name}"
 
 
 def report_outputs() -> list[str]:

@@ -134,10 +134,10 @@ def evaluate(
         measured = measure(model, split, config, asked, progress)
     folder = Path(graph.evaluation_folder(config.lineage, config.seed))
     evidence = {"ckpt": checkpoint.as_posix(), "ckpt_sha256": sha256(checkpoint)}
-    _write_tsv(folder / "results.tsv", _result_rows(config, split, measured, evidence))
+    _write_tsv(folder / "results.tsv", result_rows(config, split, measured, evidence))
     _write_tsv(folder / "speed.tsv", _speed_rows(config, asked, measured, evidence))
     write_json(folder / "detections.json", _pictures(split, pictured_images, asked, measured))
-    _pass_on(checkpoint.parent, folder)
+    _pass_on(checkpoint, folder)
 
 
 def _sampling_cells(sampling: Sampling) -> dict[str, Any]:
@@ -154,9 +154,10 @@ def _sampling_cells(sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _result_rows(
+def result_rows(
     config: RunConfig, split: CocoSplit, measured: Measurement, evidence: dict[str, str]
 ) -> list[dict[str, Any]]:
+    """The rows of results.tsv, one for each of `measured.metrics` and in its order, with AP as it is printed."""
     rows = []
     for (eval_seed, sampling), metrics in measured.metrics.items():
         scores = {name: f"{metrics.summary[name]:.4f}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
@@ -225,13 +226,17 @@ def _rounded(box: list[float]) -> list[float]:
     return [round(side, 2) for side in box]
 
 
-def _pass_on(run: Path, folder: Path) -> None:
-    """The run's curve, and of its provenance what is the same every time, beside the results."""
+def _pass_on(checkpoint: Path, folder: Path) -> None:
+    """The run's curve and provenance beside the results, with the checkpoint's size and the time of its making in place
+    of the run's timings: the same training is passed on in the same words."""
+    run = checkpoint.parent
     with atomic_path(folder / "training.csv") as temporary:
         shutil.copyfile(run / "metrics.csv", temporary)
     provenance = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    provenance.pop("timing", None)
-    write_json(folder / "run.json", provenance)
+    written = provenance.pop("timing", {}).get("written")
+    write_json(
+        folder / "run.json", {**provenance, "checkpoint": {"size": checkpoint.stat().st_size, "written": written}}
+    )
 
 
 def _write_tsv(path: Path, rows: list[dict[str, Any]]) -> None:

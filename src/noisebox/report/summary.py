@@ -16,6 +16,7 @@ from noisebox.config import ExperimentConfig, ProtocolsConfig
 from noisebox.files import write_json, write_text
 from noisebox.report import pictures, plots, sections, tables
 from noisebox.report.evaluations import CLASS_PREFIX, Asked, Run, asked, read_run, unguided
+from noisebox.report.manifest import report_entries, write_manifest
 from noisebox.report.markdown import listed
 from noisebox.report.outcome import outcome
 from noisebox.report.plots import Curve
@@ -98,6 +99,7 @@ def write_report(experiment: ExperimentConfig, root: Path) -> list[Path]:
         write_text(reports / f"tables/{table.name}.tsv", tables.tsv(getattr(found, table.name)))
     write_json(reports / "metrics.json", tables.scalars(found.main))
     write_text(reports / "summary.md", summary(evidence, found))
+    write_manifest(root / graph.RESULTS_MANIFEST, report_entries(experiment, evidence.runs, root))
     return [root / path for path in graph.report_outputs()]
 
 

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,9 @@ class Record:
     def write(self) -> None:
         here = time.monotonic() - self._started
         total = self._before.get("wall_s_total", 0.0) + here
+        written = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         timing = {"wall_s": round(here, 3), "wall_s_total": round(total, 3), "resumed": self._resumed}
-        write_json(self.path, {**self.facts, "timing": timing})
+        write_json(self.path, {**self.facts, "timing": {**timing, "written": written}})
 
 
 def _timing(path: Path) -> dict[str, Any]:

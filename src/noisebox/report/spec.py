@@ -1,0 +1,364 @@
+"""`noisebox table`: the results table that a small file describes, as Markdown, TSV and LaTeX.
+
+A row is a lineage sampled in one way, taken from `evals/`, or values from the literature with their source. What is not
+there is a dash with a reason below the table, never a guess.
+"""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+from pydantic import BeforeValidator, Field
+
+from noisebox import graph
+from noisebox.config import (
+    Count,
+    ExperimentConfig,
+    GuidanceConfig,
+    Positive,
+    Sampling,
+    Section,
+    check_section,
+)
+from noisebox.errors import UserError, what_fits
+from noisebox.files import read_yaml, write_text
+from noisebox.report import markdown
+from noisebox.report.evaluations import (
+    CLASS_PREFIX,
+    METRICS,
+    RESULTS,
+    SPEED,
+    Columns,
+    described,
+    read_evaluation,
+    results_path,
+    speed_path,
+)
+from noisebox.report.statistics import interval, mean_of, seed_means, spread_of
+
+# What a column's ending makes of the means of the train seeds; without one it is their mean.
+OVER_SEEDS: dict[str, Callable[["pd.Series[float]"], float]] = {
+    "_std": spread_of,
+    "_low": lambda means: interval(means)[0],
+    "_high": lambda means: interval(means)[1],
+}
+TIMES = ("s_per_img", "FPS")
+PLAIN = ("steps", *METRICS, *TIMES)
+DECIMALS = {"s_per_img": 4, "FPS": 1}  # all others are AP
+EXACT = {"s_per_img": 6, "FPS": 3}  # in the TSV
+EVIDENCE = ("path", "ckpt_sha256")
+Words = Annotated[str, Field(min_length=1)]
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
+        return str(value)
+    raise ValueError("must be a number, or words in quotes")
+
+
+class LineageRow(Section):
+    """A lineage sampled in one way: the mean over train seeds of their means over eval seeds.
+
+    `train_seeds` are by default the experiment's, `eval_seeds` all that the evaluations have for this way.
+    """
+
+    lineage: str
+    name: Words | None = None
+    sample_step: Positive = 1
+    guidance: GuidanceConfig = GuidanceConfig()
+    train_seeds: Annotated[list[Count], Field(min_length=1)] | None = None
+    eval_seeds: Annotated[list[Count], Field(min_length=1)] | None = None
+
+
+class LiteratureRow(Section):
+    """Values by column, as they were published (quote a number to keep its last zeros), and where."""
+
+    name: Words
+    source: Words
+    values: dict[str, Annotated[str, BeforeValidator(_as_text)]]
+
+
+class TableSpec(Section):
+    """A file for `noisebox table`; its rows are each a LineageRow or a LiteratureRow."""
+
+    columns: Annotated[list[str], Field(min_length=1)]
+    rows: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the finished table: by column its value or the reason why there is none, and what it stands on."""
+
+    name: str
+    values: Mapping[str, float | str]
+    missing: Mapping[str, str]
+    source: str
+    checkpoints: str = ""  # none behind values from the literature
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: Sequence[str]
+    lines: Sequence[Line]
+    caption: str
+
+
+class _Missing(Exception):
+    """Why a cell has no value."""
+
+
+def make_table(path: Path, experiment: Callable[[], ExperimentConfig], root: Path = Path()) -> Table:
+    """The table that the file `path` describes, from the evaluations below `root`; `experiment` is asked for its train
+    seeds only where a row names none.
+
+    Raises UserError naming file and key, or the evaluation that is broken.
+    """
+    spec, rows = read_spec(path)
+    lines = []
+    for row in rows:
+        if isinstance(row, LineageRow):
+            seeds = dict.fromkeys(row.train_seeds or experiment().train_seeds)
+            lines.append(_of_lineage(row, list(seeds), spec.columns, root))
+        else:
+            given = {column: row.values[column] for column in spec.columns if column in row.values}
+            missing = {column: f"not given by {row.source}" for column in spec.columns if column not in given}
+            lines.append(Line(row.name, given, missing, row.source))
+    return Table(spec.columns, lines, " ".join(spec.caption.split()))
+
+
+def read_spec(path: Path) -> tuple[TableSpec, list[LineageRow | LiteratureRow]]:
+    """Read and check a table's description, YAML or JSON by its name; UserError names file, key and what fits."""
+    spec = check_section(TableSpec, _content(path), path)
+    for column in spec.columns:
+        known = [*PLAIN, *(name + ending for name in METRICS for ending in OVER_SEEDS)]
+        if column not in known and not column.startswith(CLASS_PREFIX):
+            raise UserError(f"{path}: columns names {column!r}; {what_fits(column, known, 'these exist')}, AP-<class>")
+        if spec.columns.count(column) > 1:
+            raise UserError(f"{path}: columns names {column!r} twice")
+    return spec, [_row(values, place, spec.columns, path) for place, values in enumerate(spec.rows)]
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if path.suffix != ".json":
+        return read_yaml(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a mapping of keys to values, not a {type(content).__name__}")
+    return content
+
+
+def _row(values: dict[str, Any], place: int, columns: Sequence[str], path: Path) -> LineageRow | LiteratureRow:
+    key = f"rows.{place}"
+    if ("lineage" in values) == ("source" in values):
+        raise UserError(f"{path}: {key} must name either a lineage, which is measured, or the source of its values")
+    if "source" in values:
+        cited = check_section(LiteratureRow, values, path, key)
+        for name in cited.values:
+            if name not in columns:
+                raise UserError(f"{path}: {key}.values names {name!r}; {what_fits(name, columns, 'columns has')}")
+        return cited
+    row = check_section(LineageRow, values, path, key)
+    try:
+        graph.Lineage.parse(row.lineage)
+    except UserError as error:
+        raise UserError(f"{path}: {key}.lineage: {error}") from None
+    return row
+
+
+def _of_lineage(row: LineageRow, seeds: Sequence[int], columns: Sequence[str], root: Path) -> Line:
+    """Measure what can be measured of a lineage."""
+    measured = _Measured(row, seeds, root)
+    values: dict[str, float | str] = {}
+    missing: dict[str, str] = {}
+    for column in columns:
+        try:
+            values[column] = measured.value(column)
+        except _Missing as reason:
+            missing[column] = str(reason)
+    return Line(row.name or row.lineage, values, missing, *measured.evidence(columns))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What the evaluations of some train seeds of a lineage have for a row of the table."""
+
+    row: LineageRow
+    seeds: Sequence[int]
+    root: Path
+
+    def value(self, column: str) -> float | str:
+        """A cell; raises _Missing where there is nothing to say."""
+        if column == "steps":
+            return str(self.row.sample_step)
+        if column in TIMES:
+            seconds = mean_of(self.speed["inference_s_per_img"])
+            return 1 / seconds if column == "FPS" else seconds
+        endings = [] if column in self.results else [ending for ending in OVER_SEEDS if column.endswith(ending)]
+        metric = column.removesuffix(*endings or [""])
+        if metric not in self.results:
+            raise _Missing(f"{self.results['path'].iloc[0]} has no column {metric!r}")
+        unmeasured = self.results[self.results[metric].isna()]
+        if len(unmeasured):
+            raise _Missing(f"nan in {unmeasured['path'].iloc[0]}: there was nothing to measure")
+        found = (OVER_SEEDS[endings[0]] if endings else mean_of)(seed_means(self.results, [metric])[metric])
+        if math.isnan(found):
+            raise _Missing("train seeds that differ are needed, two at least")
+        return found
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """The rows of every results.tsv, under the same eval seeds for each train seed."""
+        rows = self._rows(results_path, RESULTS)
+        of_seed = {seed: sorted(rows["eval_seed"][rows["train_seed"] == seed]) for seed in self.seeds}
+        wanted = sorted(set(self.row.eval_seeds)) if self.row.eval_seeds else of_seed[self.seeds[0]]
+        for seed, there in of_seed.items():
+            if there != wanted:
+                raise _Missing(
+                    f"train seed {seed} was evaluated under the eval seeds {_joined(there)}, not {_joined(wanted)}"
+                )
+        return rows
+
+    @cached_property
+    def speed(self) -> pd.DataFrame:
+        """The rows of every speed.tsv."""
+        return self._rows(speed_path, SPEED)
+
+    def _rows(self, path_of: Callable[[str, int], str], columns: Columns) -> pd.DataFrame:
+        return pd.concat([self._rows_of(seed, path_of(self.row.lineage, seed), columns) for seed in self.seeds])
+
+    def _rows_of(self, seed: int, path: str, columns: Columns) -> pd.DataFrame:
+        lineage, sampling = self.row.lineage, Sampling(steps=self.row.sample_step, guidance=self.row.guidance)
+        if not (self.root / path).exists():
+            raise _Missing(f"{path} does not exist; this makes it: noisebox evaluate {lineage} --seed {seed}")
+        table = read_evaluation(self.root / path, columns, lineage, seed)
+        asked = (table["sample_step"] == sampling.steps) & (table["guidance_scale"] == sampling.guidance.scale)
+        if sampling.guidance.scale:
+            asked &= table["guidance_mode"] == sampling.guidance.mode
+            asked &= table["guidance_steps"] == sampling.guidance.langevin_steps
+            asked &= table["guidance_topk"] == (sampling.guidance.topk or 0)
+        if self.row.eval_seeds and "eval_seed" in table:
+            asked &= table["eval_seed"].isin(self.row.eval_seeds)
+        if not asked.any():
+            raise _Missing(f"{path} has no row for {described(sampling)}")
+        return table[asked].assign(path=path)
+
+    def evidence(self, columns: Sequence[str]) -> tuple[str, str]:
+        """The files and the checkpoints' sha256 behind the row's values."""
+        tables = []
+        for name, needed in (("results", {*columns} - {"steps", *TIMES}), ("speed", {*columns} & {*TIMES})):
+            if needed:
+                with suppress(_Missing):
+                    tables.append(getattr(self, name))
+        paths, digests = (markdown.listed(cell for table in tables for cell in table[name]) for name in EVIDENCE)
+        return paths or "nothing evaluated", digests
+
+
+def _joined(values: Sequence[int]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+# The three forms
+
+
+def write_table(table: Table, folder: Path, stem: str) -> list[Path]:
+    """Write `<stem>.md`, `.tsv` and `.tex` into a folder; returns their paths."""
+    written = []
+    for suffix, text in ((".md", as_markdown(table)), (".tsv", as_tsv(table)), (".tex", as_latex(table))):
+        written.append(folder / f"{stem}{suffix}")
+        write_text(written[-1], text)
+    return written
+
+
+def as_markdown(table: Table) -> str:
+    """The table, then why cells are empty and what each row stands on."""
+    cells = [[line.name, *_printed(line, table.columns)] for line in table.lines]
+    parts = [f"**{table.caption}**"] if table.caption else []
+    parts.append(markdown.table(["method", *table.columns], cells))
+    parts += ["\n".join(f"- {note}" for note in notes) for notes in (_reasons(table), _sources(table.lines)) if notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_tsv(table: Table) -> str:
+    """Numbers with more digits, and for each row its source, checkpoints, and why cells are empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(["method", *table.columns, "source", "ckpt_sha256", "missing"])
+    for line in table.lines:
+        reasons = "; ".join(_told(line))
+        cells = _cells(line, table.columns, EXACT, 4)
+        writer.writerow([line.name, *cells, line.source, line.checkpoints, reasons])
+    return text.getvalue()
+
+
+def as_latex(table: Table) -> str:
+    """A `table` environment for LaTeX with the package booktabs; the files behind measured rows are comments."""
+    rows = [["method", *table.columns]]
+    rows += [[line.name, *_printed(line, table.columns)] for line in table.lines]
+    header, *body = [f"    {' & '.join(escaped(cell) for cell in row)} \\\\" for row in rows]
+    caption = [f"  \\caption{{{escaped(table.caption)}}}"] if table.caption else []
+    measured, cited = ([line for line in table.lines if bool(line.checkpoints) is own] for own in (True, False))
+    notes = [f"  \\par {escaped(note)}" for note in (*_reasons(table), *_sources(cited))]
+    notes += [f"  % {note}" for note in _sources(measured)]
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        *["\\begin{table}", "  \\centering", *caption, f"  \\begin{{tabular}}{{l{'r' * len(table.columns)}}}"],
+        *["    \\toprule", header, "    \\midrule", *body, "    \\bottomrule", "  \\end{tabular}"],
+        *["  \\medskip", "  \\footnotesize", *notes, "\\end{table}"],
+    ]
+    return "\n".join(lines) + "\n"
+
+
+LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "−": "$-$", "×": r"$\times$"},
+    **{"±": r"$\pm$", "…": r"\dots{}"},
+}
+
+
+def escaped(text: str) -> str:
+    """Text as LaTeX prints it."""
+    return re.sub("|".join(map(re.escape, LATEX)), lambda found: LATEX[found[0]], text)
+
+
+def _cells(line: Line, columns: Sequence[str], decimals: Mapping[str, int], of_ap: int) -> list[str]:
+    """Values as text: numbers rounded, those from the literature as they were given, a dash for what is missing."""
+    values = [line.values.get(column, markdown.ABSENT) for column in columns]
+    digits = [decimals.get(column, of_ap) for column in columns]
+    return [value if isinstance(value, str) else f"{value:.{n}f}" for value, n in zip(values, digits, strict=True)]
+
+
+def _printed(line: Line, columns: Sequence[str]) -> list[str]:
+    """Values for a reader."""
+    return [re.sub(r"^-(?=\d)", markdown.MINUS, cell) for cell in _cells(line, columns, DECIMALS, 2)]
+
+
+def _reasons(table: Table) -> list[str]:
+    return [f"{markdown.ABSENT} {line.name}, {reason}" for line in table.lines for reason in _told(line)]
+
+
+def _told(line: Line) -> list[str]:
+    """Each reason once, after the columns that it is about."""
+    of_reason: dict[str, list[str]] = {}
+    for column, reason in line.missing.items():
+        of_reason.setdefault(reason, []).append(column)
+    return [f"{', '.join(columns)}: {reason}" for reason, columns in of_reason.items()]
+
+
+def _sources(lines: Sequence[Line]) -> list[str]:
+    return list(dict.fromkeys(f"{line.name}: {line.source}" for line in lines))
