@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from noisebox.errors import UserError
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path with the final name; on success it takes the final place in one step.
 
     The temporary file keeps its name and lies in a folder of its own beside the target, because some formats
-    (`torch.save`'s archive) write the file's own stem into their bytes.
+    (`torch.save`'s archive) write the file's own stem into their bytes. A file that is one of thousands, and is looked
+    at before it is taken for whole, need not be `durable`: only after a power cut may it be there without its content.
 
     Raises UserError when the disk is full or the place cannot be written; the old file is left as it was.
     """
@@ -33,13 +36,38 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         temporary = folder / path.name
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        if durable:
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder of the final name; on success it takes the final place, and what lay there goes.
+
+    Raises UserError when the disk is full or the place cannot be written; the old folder is left as it was.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        temporary = staging / folder.name
+        temporary.mkdir()
+        yield temporary
+        if os.path.lexists(folder):
+            folder.rename(staging / "stale")
+        temporary.rename(folder)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _unwritable(path: Path, error: OSError) -> UserError | OSError:
@@ -66,17 +94,43 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises UserError when the file is missing, is no YAML, or holds something other than a mapping.
     """
+    content = _parsed(path, "YAML", lambda text: deepcopy(_yaml(text)))
+    return {} if content is None else _mapping(path, content)
+
+
+@lru_cache
+def _yaml(text: str) -> Any:
+    """What a text says. It is kept, because a check of the whole experiment asks for the same few files hundreds of
+    times, and parsing takes most of its time."""
+    return yaml.safe_load(text)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON mapping.
+
+    Raises UserError when the file is missing, is no JSON, or holds something other than a mapping.
+    """
+    return _mapping(path, _parsed(path, "JSON", json.loads))
+
+
+def _parsed(path: Path, form: str, parse: Callable[[str], Any]) -> Any:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        return {}
+    except (yaml.YAMLError, ValueError) as error:  # what is no UTF-8 is a ValueError
+        raise UserError(f"{path} is not valid {form}: {' '.join(str(error).split())}") from None
+
+
+def _mapping(path: Path, content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping of keys to values, not a {type(content).__name__}")
     return content
+
+
+def expanded(path: str, root: Path) -> Path:
+    """A path that a user wrote: it counts from `root`, and `~` and `$NAME` stand for what they name."""
+    return root / Path(os.path.expandvars(path)).expanduser()
 
 
 def sha256(path: Path) -> str:

@@ -97,7 +97,17 @@ def read_split(name: str, annotation_file: Path, image_folder: Path, classes: Se
     `classes` selects and orders the categories; None takes all of them by rising id. Annotations of other classes are
     dropped before their boxes are looked at. Raises UserError naming file and image or annotation id.
     """
-    content = _read_json(annotation_file)
+    return parse_split(name, read_json(annotation_file), annotation_file, image_folder, classes)
+
+
+def parse_split(
+    name: str,
+    content: dict[str, Any],
+    annotation_file: Path,
+    image_folder: Path,
+    classes: Sequence[str] | None = None,
+) -> CocoSplit:
+    """As `read_split`, from the content of the annotation file."""
     declared = _declared(_table(content, "categories", annotation_file))
     names = _chosen(declared, classes, annotation_file)
     images = _table(content, "images", annotation_file)
@@ -262,7 +272,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; raises UserError when it holds none."""
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The street world as a COCO dataset: images, and boxes around what is visible of each object."""
+"""Embedded worlds as COCO datasets: images, and boxes around what is visible of each object."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -11,17 +11,40 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from noisebox.data.world.render import SAMPLES, Rendering, render
+from noisebox.data.world.render import Rendering, render
 from noisebox.data.world.scene import CLASSES, Scene
 from noisebox.data.world.traffic import make_scene
 from noisebox.files import atomic_path, write_json
 
 MIN_VISIBLE = 0.15  # of what the object would cover within the image, were it alone
-MIN_SIDE, MIN_AREA = 3.0, 12.0  # pixels
+MIN_SIDE, MIN_AREA = 3.0, 12.0  # pixels, in the street world
 SPLITS = {"train": 0, "val": 1_000_000, "test": 2_000_000}  # what a split adds to its image ids
 WORTH_PROCESSES = 32  # images; fewer are drawn sooner than other processes would start
 
 Drawn = tuple[dict[str, Any], list[dict[str, Any]]]  # an image's entry of `images`, and those of `annotations`
+
+
+@dataclass(frozen=True)
+class World:
+    """A kind of embedded data: `draw(seed, split, index, image_size)` makes its scene of that key and renders it.
+
+    Objects under `min_side` or `min_area`, in pixels, are not annotated.
+    """
+
+    name: str
+    supercategory: str
+    classes: tuple[str, ...]
+    min_side: float
+    min_area: float
+    draw: Callable[[int, str, int, tuple[int, int]], tuple[Scene, Rendering]]
+
+
+def draw_street_image(seed: int, split: str, index: int, image_size: tuple[int, int]) -> tuple[Scene, Rendering]:
+    scene = make_scene(seed, split, index)
+    return scene, render(scene, *image_size)
+
+
+STREET = World("street world", "street", CLASSES, MIN_SIDE, MIN_AREA, draw_street_image)
 
 
 @dataclass(frozen=True)
@@ -36,11 +59,12 @@ class Annotation:
     visibility: float
 
 
-def annotate(scene: Scene, rendering: Rendering) -> list[Annotation]:
+def annotate(scene: Scene, rendering: Rendering, world: World = STREET) -> list[Annotation]:
     """The objects at least MIN_VISIBLE visible and not tiny, in the scene's order.
 
-    The box is the tight one around the visible samples, so its edges are multiples of 1/SAMPLES pixel.
+    The box is the tight one around the visible samples, so its edges are multiples of 1/samples pixel.
     """
+    samples = rendering.samples
     annotations = []
     all_rows, all_columns = np.nonzero(rendering.instances)
     owners = rendering.instances[all_rows, all_columns]
@@ -50,11 +74,11 @@ def annotate(scene: Scene, rendering: Rendering) -> list[Annotation]:
         if count == 0 or count < MIN_VISIBLE * alone:
             continue
         rows, columns = all_rows[visible], all_columns[visible]
-        x, y = int(columns.min()) / SAMPLES, int(rows.min()) / SAMPLES
-        width, height = (int(columns.max()) + 1) / SAMPLES - x, (int(rows.max()) + 1) / SAMPLES - y
-        area = count / SAMPLES**2
-        if min(width, height) >= MIN_SIDE and area >= MIN_AREA:
-            category = CLASSES.index(thing.category) + 1
+        x, y = int(columns.min()) / samples, int(rows.min()) / samples
+        width, height = (int(columns.max()) + 1) / samples - x, (int(rows.max()) + 1) / samples - y
+        area = count / samples**2
+        if min(width, height) >= world.min_side and area >= world.min_area:
+            category = world.classes.index(thing.category) + 1
             annotations.append(Annotation(instance, category, (x, y, width, height), area, count / alone))
     return annotations
 
@@ -65,6 +89,7 @@ def write_world(
     splits: dict[str, int],
     image_size: tuple[int, int],
     progress: Callable[[int, int], None] | None = None,
+    world: World = STREET,
 ) -> None:
     """Write `root/images/<split>/000001.png` … and `root/annotations/<split>.json`.
 
@@ -76,19 +101,23 @@ def write_world(
         raise ValueError(f"unknown splits {sorted(unknown)}: the world has {sorted(SPLITS)}")
     places = [(split, index) for split, count in splits.items() for index in range(count)]
     drawn: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {split: ([], []) for split in splits}
-    for done, (place, (entry, found)) in enumerate(zip(places, _draw_all(root, seed, image_size, places), strict=True)):
+    for done, (place, (entry, found)) in enumerate(
+        zip(places, _draw_all(root, world, seed, image_size, places), strict=True)
+    ):
         images, annotations = drawn[place[0]]
         images.append(entry)
         annotations += found
         if progress:
             progress(done + 1, len(places))
     for split, (images, annotations) in drawn.items():
-        write_json(root / "annotations" / f"{split}.json", coco_file(seed, split, images, annotations))
+        write_json(root / "annotations" / f"{split}.json", coco_file(world, seed, split, images, annotations))
 
 
-def _draw_all(root: Path, seed: int, image_size: tuple[int, int], places: list[tuple[str, int]]) -> Iterator[Drawn]:
+def _draw_all(
+    root: Path, world: World, seed: int, image_size: tuple[int, int], places: list[tuple[str, int]]
+) -> Iterator[Drawn]:
     """Draw and write every image, in the order of `places`; many of them on all cores."""
-    draw = partial(_draw, root, seed, image_size)
+    draw = partial(_draw, root, world, seed, image_size)
     if len(places) < WORTH_PROCESSES:
         yield from map(draw, places)
         return
@@ -96,16 +125,15 @@ def _draw_all(root: Path, seed: int, image_size: tuple[int, int], places: list[t
         yield from pool.map(draw, places, chunksize=8)
 
 
-def _draw(root: Path, seed: int, image_size: tuple[int, int], place: tuple[str, int]) -> Drawn:
+def _draw(root: Path, world: World, seed: int, image_size: tuple[int, int], place: tuple[str, int]) -> Drawn:
     """Draw and write one image; returns its entries of `images` and `annotations`."""
     (split, index), (height, width) = place, image_size
-    scene = make_scene(seed, split, index)
-    rendering = render(scene, height, width)
+    scene, rendering = world.draw(seed, split, index, image_size)
     name, image_id = f"{index + 1:06d}.png", SPLITS[split] + index + 1
     with atomic_path(root / "images" / split / name) as temporary:
         Image.fromarray(rendering.image).save(temporary, compress_level=0)
     entry = {"id": image_id, "file_name": name, "height": height, "width": width, "weather": scene.weather.name}
-    return entry, [coco_entry(annotation, image_id) for annotation in annotate(scene, rendering)]
+    return entry, [coco_entry(annotation, image_id) for annotation in annotate(scene, rendering, world)]
 
 
 def coco_entry(annotation: Annotation, image_id: int) -> dict[str, Any]:
@@ -121,11 +149,16 @@ def coco_entry(annotation: Annotation, image_id: int) -> dict[str, Any]:
     }
 
 
-def coco_file(seed: int, split: str, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
+def coco_file(
+    world: World, seed: int, split: str, images: list[dict[str, Any]], annotations: list[dict[str, Any]]
+) -> dict[str, Any]:
+    categories = [
+        {"id": k, "name": name, "supercategory": world.supercategory} for k, name in enumerate(world.classes, start=1)
+    ]
     return {
-        "info": {"description": f"noisebox street world, seed {seed}, {split}", "version": "1"},
+        "info": {"description": f"noisebox {world.name}, seed {seed}, {split}", "version": "1"},
         "licenses": [],
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": k, "name": name, "supercategory": "street"} for k, name in enumerate(CLASSES, start=1)],
+        "categories": categories,
     }

@@ -1,8 +1,8 @@
 """From a scene to a picture: a z-buffer in NumPy, with the instance and the depth of every sample.
 
 Corners are rounded to 1/16 of a sample and spans are found in integers, so which sample belongs to which face does not
-depend on the platform. Pictures are smoothed by averaging SAMPLES × SAMPLES samples a pixel; instances and depths are
-kept by sample.
+depend on the platform. Pictures are smoothed by averaging the samples of a pixel, SAMPLES × SAMPLES unless a world asks
+for others; instances and depths are kept by sample.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ Colours = NDArray[np.float32]
 class Rendering:
     """What a camera sees of a scene.
 
-    `image`: (H, W, 3) uint8 RGB. By sample, (H × SAMPLES, W × SAMPLES): `instances` int32, k + 1 for `objects[k]` and 0
+    `image`: (H, W, 3) uint8 RGB. By sample, (H × samples, W × samples): `instances` int32, k + 1 for `objects[k]` and 0
     elsewhere; `depth` float32, metres along the optical axis, inf for the sky. `alone`: (objects + 1,) int64, how many
     samples each instance would cover within the image if nothing stood before it.
     """
@@ -43,6 +43,11 @@ class Rendering:
     instances: NDArray[np.int32]
     depth: NDArray[np.float32]
     alone: Ints
+
+    @property
+    def samples(self) -> int:
+        """Samples per pixel and axis."""
+        return len(self.instances) // len(self.image)
 
 
 @dataclass(frozen=True)
@@ -65,15 +70,18 @@ class Runs(NamedTuple):
     length: Ints
 
 
-def render(scene: Scene, height: int, width: int, camera: Camera | None = None) -> Rendering:
-    """Render `scene` at `height` × `width` pixels through its own camera, or another one."""
+def render(scene: Scene, height: int, width: int, camera: Camera | None = None, samples: int = SAMPLES) -> Rendering:
+    """Render `scene` at `height` × `width` pixels through its own camera, or another one.
+
+    `samples` per pixel and axis, a power of two.
+    """
     camera = camera or scene.camera
     faces = scene.faces()
-    rows, columns = height * SAMPLES, width * SAMPLES
+    rows, columns = height * samples, width * samples
     seen = project(faces.vertices, camera, rows, columns)
     nearest, alone = z_buffer(seen, faces, rows, columns, len(scene.objects) + 1)
     shadow = shadow_mask(faces, scene.weather, camera, rows, columns)
-    picture, glow, instances, depth = paint(scene, camera, faces, nearest, shadow)
+    picture, glow, instances, depth = paint(scene, camera, faces, nearest, shadow, samples)
     return Rendering(develop(scene, picture, glow), instances, depth, alone)
 
 
@@ -234,7 +242,7 @@ def light_of(faces: Faces, weather: Weather) -> Floats:
 
 
 def paint(
-    scene: Scene, camera: Camera, faces: Faces, nearest: Ints, shadow: NDArray[np.bool_]
+    scene: Scene, camera: Camera, faces: Faces, nearest: Ints, shadow: NDArray[np.bool_], samples: int
 ) -> tuple[Colours, Colours, NDArray[np.int32], NDArray[np.float32]]:
     """The image (H, W, 3) without grain and the part of it that shines, both averaged over each pixel's samples; and
     each sample's instance and depth."""
@@ -248,12 +256,12 @@ def paint(
     focal = np.float32(camera.focal * columns)
     across = ((np.arange(columns) + (0.5 - columns / 2)).astype(np.float32) / focal)[None, :]
     down = ((np.arange(rows) + (0.5 - rows / 2)).astype(np.float32) / focal)[:, None]
-    picture = np.empty((3, rows // SAMPLES, columns // SAMPLES), dtype=np.float32)
+    picture = np.empty((3, rows // samples, columns // samples), dtype=np.float32)
     glow = np.zeros_like(picture)
     instances, depths = np.empty((rows, columns), dtype=np.int32), np.empty((rows, columns), dtype=np.float32)
     for top in range(0, rows, BAND):
         band = slice(top, top + BAND)
-        pixels = slice(top // SAMPLES, (top + BAND) // SAMPLES)
+        pixels = slice(top // samples, (top + BAND) // samples)
         face, depth = decode(nearest[band])
         instances[band], depths[band] = owner[face], depth
         light = np.where(shadow[band] & ground[face], np.float32(weather.shadow), np.float32(1))
@@ -268,9 +276,9 @@ def paint(
             plane += horizon[channel] * (1 - clear)
             plane += (zenith[channel] - horizon[channel]) * blue
             np.minimum(plane, 255, out=plane)
-            picture[channel, pixels] = average(plane)
+            picture[channel, pixels] = average(plane, samples)
             if weather.lights:
-                glow[channel, pixels] = average(plane * emits[face])
+                glow[channel, pixels] = average(plane * emits[face], samples)
     return picture.transpose(1, 2, 0), glow.transpose(1, 2, 0), instances, depths
 
 
@@ -302,11 +310,11 @@ def cloud_map(scene: Scene, rows: int, columns: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(coarse).resize((columns, rows), Image.Resampling.BICUBIC))
 
 
-def average(plane: Colours) -> Colours:
+def average(plane: Colours, samples: int) -> Colours:
     """The mean (h, w) of each pixel's samples, added in a fixed order."""
-    lines = sum((plane[k::SAMPLES] for k in range(1, SAMPLES)), plane[::SAMPLES])
-    total = sum((lines[:, k::SAMPLES] for k in range(1, SAMPLES)), lines[:, ::SAMPLES])
-    mean: Colours = total * np.float32(1 / SAMPLES**2)
+    lines = sum((plane[k::samples] for k in range(1, samples)), plane[::samples])
+    total = sum((lines[:, k::samples] for k in range(1, samples)), lines[:, ::samples])
+    mean: Colours = total * np.float32(1 / samples**2)
     return mean
 
 

@@ -331,8 +331,8 @@ MOTORBIKE_STYLES = ("roadster", "scooter", "courier")
 
 
 @lru_cache
-def motorbike(style: str) -> Model:
-    """A motorbike of one of MOTORBIKE_STYLES with its rider, who counts as part of it."""
+def motorbike(style: str, ridden: bool = True) -> Model:
+    """A motorbike of one of MOTORBIKE_STYLES, as a rule with its rider, who counts as part of it."""
     scooter = style != "roadster"
     radius, axle, tail = (0.25, 0.62, -0.93) if scooter else (0.32, 0.72, -1.0)
     parts = [*wheel((0, -axle, radius), radius, 0.14, 12), *wheel((0, axle, radius), radius, 0.12, 12)]
@@ -368,7 +368,7 @@ def motorbike(style: str) -> Model:
     ]
     if style == "courier":
         parts.append(("case", box((-0.26, -1.02, 0.84), (0.26, -0.5, 1.36))))
-    return model(*parts, *rider(0.78, (0.33, axle - 0.36, 1.07), upright=scooter))
+    return model(*parts, *(rider(0.78, (0.33, axle - 0.36, 1.07), upright=scooter) if ridden else []))
 
 
 def rider(seat: float, grip: Point, upright: bool) -> list[tuple[str, Quads]]:
