@@ -26,21 +26,38 @@ except UserError as error:
 
 EVALUATIONS = [
     path
-    for lineage in EXPERIMENT.lineages
+    for key, line in EXPERIMENT.lines().items()
+    for lineage in line.lineages
     for seed in EXPERIMENT.train_seeds
-    for path in graph.evaluation_outputs(lineage, seed)
+    for path in graph.evaluation_outputs(lineage, seed, key)
 ]
+
+
+def lineages_of(line):
+    """The pattern of lineages of a line of research, declared or not: its recipes, joined by '+'."""
+    recipes = [path.stem for path in Path("params/recipes").glob("*.yaml")]
+    own = "|".join(recipe for recipe in recipes if graph.line_of(load_recipe(recipe).family) == line)
+    return rf"({own})(\+({own}))*" if own else "(?!)"
+
+
+LINEAGES = {line: lineages_of(line) for line in ("detection", "aerial", "bev")}
 
 # The jobs' progress shares one terminal, and `noisebox` is the one installed beside this Snakemake.
 shell.prefix(f"export NOISEBOX_PROGRESS=plain PATH='{Path(sys.executable).parent}':\"$PATH\"; ")
 
 
+report: "workflow/report/workflow.rst"
+
+
 wildcard_constraints:
     lineage=graph.LINEAGE_PATTERN,
     recipe=graph.RECIPE_PATTERN,
+    line="detection|aerial|bev",
+    split="train|val",
     seed=r"\d+",
 
 
+include: "workflow/rules/shown.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
@@ -54,7 +71,7 @@ rule all:
     input:
         graph.report_outputs(),
         EVALUATIONS,
-        [graph.smoke_tsv(recipe) for recipe in EXPERIMENT.recipes],
+        [graph.smoke_tsv(recipe) for recipe in EXPERIMENT.every("recipes")],
 
 
 onsuccess:

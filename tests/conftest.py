@@ -19,7 +19,10 @@ settings.register_profile("noisebox", deadline=None, derandomize=True)
 settings.load_profile("noisebox")
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("Snakefile", "dvc.yaml", ".dvcignore", ".gitignore", "workflow", "params", "src")
+PARTS = (
+    *("Snakefile", "dvc.yaml", ".dvcignore", ".gitattributes", ".gitignore"),
+    *("workflow", "profiles", "params", "src"),
+)
 
 
 def edit_yaml(path: Path, **changes: object) -> None:
@@ -49,6 +52,16 @@ def small_experiment() -> dict[str, Any]:
         "protocols": {"main": {"eval_seeds": [0, 1], "sample_steps": [1, 2]}},
         "ablations": {},
         "pictures": {"images": 6, "lineages": lineages},
+        "data": ["detection"],
+        "bev__recipes": [],
+        "bev__scratch": [],
+        "bev__parents": {"diffbev": []},
+        "bev__depth_gt": [],
+        "bev__lineages": [],
+        "aerial__recipes": [],
+        "aerial__scratch": [],
+        "aerial__parents": {"yolc_finetune": [], "yolc_kd": []},
+        "aerial__lineages": [],
     }
 
 
@@ -89,6 +102,7 @@ def make_project(root: Path) -> Path:
     run(root, "git", "config", "user.name", "test")
     run(root, "dvc", "init", "-q")
     run(root, "dvc", "config", "core.analytics", "false")
+    shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
     run(root, "git", "add", "-A")
     run(root, "git", "commit", "-qm", "start")
     return root

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -88,5 +89,7 @@ def _relative(path: str | Path, root: Path) -> str:
 
 
 def _params(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """By the first word of their keys: DVC names `asked.baseline` what Snakemake calls `asked`."""
-    return tuple(sorted((key.partition(".")[0], json.dumps(value, sort_keys=True)) for key, value in values.items()))
+    """By one word of their keys: DVC names `asked.baseline` and `bev.protocol` what Snakemake calls `asked` and
+    `protocol`."""
+    words = {re.sub(r"^(aerial|bev)\.", "", key).partition(".")[0]: value for key, value in values.items()}
+    return tuple(sorted((word, json.dumps(value, sort_keys=True)) for word, value in words.items()))

@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from toy_detector import toy_config
 
 from noisebox import graph
-from noisebox.config import MODELS, ExperimentConfig, ImageConfig, RunConfig, Sampling, Section
-from noisebox.data.catalog import prepare_dataset
-from noisebox.evaluation.protocol import evaluate
+from noisebox.config import ExperimentConfig, ImageConfig, RunConfig, Sampling, Section
+from noisebox.config.diffusiondet import LossConfig
+from noisebox.config.families import SECTIONS, Family
+from noisebox.data.catalog import open_split, prepare_dataset
+from noisebox.evaluation.boxes import evaluate
 from noisebox.models import FAMILIES, Detector, build_model
 from noisebox.randomness import numpy_generator
 from noisebox.report.evaluations import read_run
 from noisebox.report.manifest import read_manifest, report_entries, write_manifest
 from noisebox.structures import Batch, Detections
+from noisebox.tasks import EVALUATIONS
 from noisebox.training.checkpoint import save_checkpoint
 from noisebox.training.provenance import environment
 
@@ -35,6 +38,9 @@ WRITTEN = "2026-02-03T04:05:06Z"
 
 class KnowingConfig(Section):
     spread: float = 3.0
+
+
+FAMILY = Family(KnowingConfig, LossConfig)
 
 
 class KnowingDetector(Detector):
@@ -76,8 +82,9 @@ def build(config: RunConfig, num_classes: int, fetch_weights: bool = True) -> Kn
 
 def register(set_item: Callable[[Any, Any, Any], None]) -> None:
     """Enter the family into the tables; `set_item` is monkeypatch.setitem."""
-    set_item(MODELS, "knowing", KnowingConfig)
+    set_item(SECTIONS, "knowing", __name__)
     set_item(FAMILIES, "knowing", __name__)
+    set_item(EVALUATIONS, "knowing", "noisebox.evaluation.boxes")
 
 
 def an_experiment() -> ExperimentConfig:
@@ -157,7 +164,7 @@ def _evaluate(experiment: ExperimentConfig, lineage: str, seed: int) -> None:
     config = RunConfig(**state["config"])
     model = build_model(config, len(CLASSES))
     model.load_state_dict(state["model"])
-    evaluate(model, config, path, experiment.asked_of(lineage), 1, list(CLASSES))
+    evaluate(model, config, path, experiment.asked_of(lineage), 1, open_split(DATASET, "val"), list(CLASSES))
 
 
 def report(root: Path) -> None:

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from noisebox.config import DiffusionDetConfig, ImageConfig, LossConfig, RunConfig, SmokeConfig, SolverConfig
+from noisebox.config import ImageConfig, RunConfig, SmokeConfig, SolverConfig
+from noisebox.config.diffusiondet import DiffusionDetConfig, LossConfig
 from noisebox.models.diffusiondet.detector import DiffusionDet
 from noisebox.randomness import isolated, numpy_generator
 from noisebox.structures import Batch, Targets

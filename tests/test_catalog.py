@@ -71,7 +71,7 @@ def test_the_repository_defines_its_datasets() -> None:
 @pytest.mark.parametrize(
     ("definition", "said"),
     [
-        ({}, "key 'kind' is missing; it must be one of: world, coco"),
+        ({}, "key 'kind' is missing; it must be one of: world, world_aerial, coco, visdrone"),
         ({"kind": "voc"}, "kind 'voc' is unknown"),
         ({"kind": ["coco"]}, "kind ['coco'] is unknown"),
         ({**WORLD, "trian": 3}, "key 'trian' does not exist; did you mean 'train'?"),
@@ -171,7 +171,7 @@ def test_splits_must_agree_about_classes(root: Path, tmp_path: Path) -> None:
 
 def test_a_split_opens_only_as_the_manifest_describes_it(root: Path, tmp_path: Path) -> None:
     signs(root)
-    with pytest.raises(UserError, match=r"manifest\.json does not exist; run `noisebox data` first"):
+    with pytest.raises(UserError, match=r"detection\.json does not exist; run `noisebox data` first"):
         open_split("signs", "train", root)
     prepare_dataset("signs", root)
     define(root, "tiny", WORLD)
@@ -181,7 +181,7 @@ def test_a_split_opens_only_as_the_manifest_describes_it(root: Path, tmp_path: P
     changed["annotations"].pop()
     (tmp_path / "signs/train.json").write_text(json.dumps(changed))
     assert len(open_split("signs", "val", root).images) == 3
-    with pytest.raises(UserError, match=r"train\.json has changed since .*manifest\.json"):
+    with pytest.raises(UserError, match=r"train\.json has changed since"):
         open_split("signs", "train", root)
     signs(root, classes=["cat"])
     with pytest.raises(UserError, match=r"signs\.yaml has changed since"):
@@ -204,7 +204,7 @@ def test_the_world_is_written_once(world: Path) -> None:
     define(world, "tiny", {**WORLD, "val": 1})
     assert prepare_dataset("tiny", world)["splits"]["val"]["images"] == 1
     assert not (folder / "images/val/000002.png").exists()
-    assert sorted(path.name for path in (world / "data").iterdir()) == ["manifest.json", "tiny"]
+    assert sorted(path.name for path in (world / "data").iterdir()) == ["detection.json", "tiny"]
 
 
 def test_a_missing_world_is_drawn_again_or_refused(world: Path) -> None:

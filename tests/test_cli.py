@@ -7,8 +7,9 @@ from pathlib import Path
 from conftest import edit_yaml, run
 
 VERBS = (
-    *("data", "smoke", "train", "evaluate", "report", "bench", "sync", "record"),
+    *("data", "smoke", "train", "evaluate", "report", "bench", "sync", "merge", "record"),
     *("predict", "show", "verify", "freeze", "table", "prune"),
+    *("depth-gt", "check", "show-bev", "diagnose"),
 )
 
 

@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, edit_yaml, small_experiment
+from hypothesis import given
+from hypothesis import strategies as st
 
-from noisebox.config import load_experiment, load_scale, resolve, teacher_of
+from noisebox import graph
+from noisebox.config import GuidanceConfig, Sampling, load_experiment, load_scale, resolve, teacher_of
 from noisebox.errors import UserError
 from noisebox.experiment import check_experiment
+from noisebox.files import read_yaml
 from noisebox.graph import Lineage
 
 
@@ -109,12 +113,12 @@ def test_an_ablation_changes_its_switch_alone(scale: str, control: str, variant:
 
 def test_a_teacher_is_the_parent_unless_another_is_named(params: Path) -> None:
     assert teacher_of("baseline+finetune", 3, params) is None
-    assert teacher_of(f"{D3PM}+distill_20to1", 3, params) == (D3PM, 3)
+    assert teacher_of(f"{D3PM}+distill_20to1", 3, params) == graph.checkpoint(D3PM, 3)
     recipe = params / "params/recipes/distill_20to1.yaml"
     edit_yaml(recipe, distill__teacher_seed=0)
-    assert teacher_of(f"{D3PM}+distill_20to1", 3, params) == (D3PM, 0)
+    assert teacher_of(f"{D3PM}+distill_20to1", 3, params) == graph.checkpoint(D3PM, 0)
     edit_yaml(recipe, distill__teacher="baseline+qhead")
-    assert teacher_of("distill_20to1", 3, params) == ("baseline+qhead", 0)
+    assert teacher_of("distill_20to1", 3, params) == graph.checkpoint("baseline+qhead", 0)
     assert resolve("distill_20to1", 3, "paper", params).lineage == "distill_20to1"
     # a finetune of a student distils nothing itself
     assert teacher_of(f"{D3PM}+distill_20to1+geofeat", 3, params) is None
@@ -305,3 +309,31 @@ def test_broken_yaml_is_one_sentence(params: Path) -> None:
     (params / "params/recipes/baseline.yaml").write_text("- a list")
     with pytest.raises(UserError, match="must hold a mapping"):
         resolve("baseline", 0, "test", params)
+
+
+@given(
+    st.builds(
+        Sampling,
+        steps=st.integers(1, 1000),
+        guidance=st.builds(
+            GuidanceConfig,
+            scale=st.floats(0, 10, allow_subnormal=False),
+            mode=st.sampled_from(["final", "all"]),
+            langevin_steps=st.integers(1, 9),
+            topk=st.none() | st.integers(1, 500),
+        ),
+    )
+)
+def test_columns_say_how_was_sampled(sampling: Sampling) -> None:
+    printed = {name: str(value) for name, value in sampling.columns().items()}
+    expected = sampling if sampling.guidance.scale else Sampling(steps=sampling.steps)
+    assert Sampling.of_columns(printed) == expected
+
+
+def test_a_file_is_read_as_it_is_now_whatever_was_done_with_what_it_said_before(tmp_path: Path) -> None:
+    file = tmp_path / "some.yaml"
+    file.write_text("seeds: [1, 2]")
+    read_yaml(file)["seeds"].append(3)
+    assert read_yaml(file) == {"seeds": [1, 2]}
+    file.write_text("seeds: [7, 2]")
+    assert read_yaml(file) == {"seeds": [7, 2]}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou, generalized_box_iou, sigmoid_focal_loss
 
-from noisebox.config import LossConfig
+from noisebox.config.diffusiondet import LossConfig
 from noisebox.models.diffusiondet import criterion
 from noisebox.models.diffusiondet.criterion import quality_focal_loss, set_prediction_loss
 from noisebox.models.diffusiondet.head import HeadOutput

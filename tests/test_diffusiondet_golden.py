@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from noisebox.config import DiffusionDetConfig, LossConfig
+from noisebox.config.diffusiondet import DiffusionDetConfig, LossConfig
 from noisebox.diffusion.gaussian import GaussianDiffusion
 from noisebox.models.diffusiondet.criterion import set_prediction_loss
 from noisebox.models.diffusiondet.head import DynamicHead, HeadOutput

@@ -1,15 +1,20 @@
 """The graph really run at scale `test`: by Snakemake, by DVC, cloned, pulled, changed and grown."""
 
+import csv
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import edit_yaml, run
+from made_graphs import UP_TO_DATE, planned, reproduced, results
 
-NOTHING = "Nothing to be done"
-UP_TO_DATE = "Data and pipelines are up to date."
+from noisebox.engines import record, sync
+from noisebox.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +43,6 @@ def clone(made: Path, tmp_path: Path) -> Path:
     return clone
 
 
-def results(root: Path) -> dict[str, bytes]:
-    """Every checkpoint and result TSV."""
-    kept = [*root.glob("runs/*/seed*/*.pth"), *root.glob("evals/*/seed*/results.tsv"), *root.glob("runs/*/smoke.tsv")]
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in kept}
-
-
-def planned(root: Path) -> list[str]:
-    """The commands that Snakemake would run now."""
-    done = run(root, "snakemake", "-n", "--printshellcmds")
-    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines()]
-    commands = sorted({line.removeprefix("Shell command: ") for line in lines if "noisebox " in line})
-    assert bool(commands) != (NOTHING in done.stdout + done.stderr)
-    return commands
-
-
 def test_snakemake_leaves_both_engines_with_nothing_to_do(made: Path) -> None:
     assert planned(made) == []
     assert UP_TO_DATE in run(made, "dvc", "status").stdout
@@ -67,7 +57,7 @@ def test_a_clone_with_only_the_report_makes_everything(made: Path) -> None:
     for path in made.glob("reports/**/*.*"):
         path.touch()
     commands = planned(made)
-    assert "noisebox data" in commands and "noisebox evaluate baseline+finetune --seed 1" in commands
+    assert "noisebox data detection" in commands and "noisebox evaluate baseline+finetune --seed 1" in commands
 
 
 def test_dvc_makes_the_same_bytes(by_snakemake: Path, project: Path) -> None:
@@ -76,13 +66,6 @@ def test_dvc_makes_the_same_bytes(by_snakemake: Path, project: Path) -> None:
     assert len(expected) == 4 * 3 + 4 + 2
     assert results(project) == expected
     assert UP_TO_DATE in run(project, "dvc", "status", "dvc.yaml").stdout
-
-
-def test_clone_and_pull_then_sync_leaves_nothing_to_do(clone: Path) -> None:
-    said = run(clone, "noisebox", "sync").stdout
-    assert "stages are up to date" in said and "made again" not in said
-    assert planned(clone) == []
-    assert UP_TO_DATE in run(clone, "dvc", "status").stdout
 
 
 def test_a_parameter_changed_meanwhile_still_reruns(clone: Path) -> None:
@@ -127,13 +110,35 @@ def test_record_leaves_what_snakemake_did_not_make_stale(made: Path) -> None:
     assert "finetune@baseline-0" in run(made, "dvc", "status").stdout
 
 
+def test_a_pruned_graph_is_current(made: Path) -> None:
+    """Nothing is missed, nothing is recorded as lost, and what has changed is made again all the same."""
+    lock = (made / "dvc.lock").read_text()
+    kept = {path: content for path, content in results(made).items() if Path(path).stem not in ("best", "last")}
+    run(made, "noisebox", "prune", "--yes")
+    assert results(made) == kept
+    assert planned(made) == []
+    every = [out["path"] for stage in yaml.safe_load(lock)["stages"].values() for out in stage["outs"]]
+    assert run(made, "noisebox", "record", *every).stdout == ""
+    assert (made / "dvc.lock").read_text() == lock
+    assert run(made, "noisebox", "sync").stdout == "12 of 12 stages are up to date\n"
+    assert planned(made) == []
+    edit_yaml(made / "params/recipes/finetune.yaml", description="other words")
+    assert run(made, "noisebox", "sync").stdout.splitlines() == [
+        "6 of 12 stages are up to date",
+        "to be made again: smoke@finetune, finetune@baseline-0, finetune@baseline-1, evaluate@baseline+finetune-0, "
+        "evaluate@baseline+finetune-1, report",
+    ]
+    assert "noisebox train baseline --seed 0" not in planned(made)
+    run(made, "git", "checkout", "-q", "params")
+    run(made, "dvc", "checkout", "-q")
+    assert UP_TO_DATE in run(made, "dvc", "status").stdout
+
+
 def test_exp_run_with_more_seeds_runs_only_the_new_ones(made: Path) -> None:
     run(made, "git", "add", "-A")
     run(made, "git", "commit", "-qm", "results")
     before = results(made)
-    done = run(made, "dvc", "exp", "run", "-S", "params/experiment.yaml:train_seeds=[0,1,2]")
-    ran = [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
-    assert sorted(ran) == [
+    assert reproduced(made, "exp", "run", "-S", "params/experiment.yaml:train_seeds=[0,1,2]") == [
         "evaluate@baseline+finetune-2",
         "evaluate@baseline-2",
         "finetune@baseline-2",
@@ -148,7 +153,6 @@ def test_exp_run_with_more_seeds_runs_only_the_new_ones(made: Path) -> None:
 def test_what_users_type_works(made: Path) -> None:
     assert "train@baseline-0" in run(made, "dvc", "dag").stdout
     assert "digraph" in run(made, "snakemake", "--rulegraph").stdout
-    assert "baseline" in run(made, "dvc", "metrics", "show").stdout
     run(made, "git", "add", "-A")
     run(made, "git", "commit", "-qm", "results")
     edit_yaml(made / "params/scales/test.yaml", solver__base_lr=0.5)
@@ -156,3 +160,41 @@ def test_what_users_type_works(made: Path) -> None:
     assert "solver.base_lr" in difference and "0.5" in difference
     missing = run(made, "snakemake", "-n", "runs/baseline+geofeet/seed3/model_final.pth", check=False)
     assert missing.returncode and "recipe 'geofeet' is missing" in missing.stdout + missing.stderr
+
+
+def test_dvc_shows_metrics_of_each_lineage_and_what_changed(made: Path) -> None:
+    shown = json.loads(run(made, "dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert {path: list(each["data"]) for path, each in shown.items()} == {
+        f"reports/metrics/{lineage}.json": ["AP@1", "AP_std@1", "AP50@1", "AP@2", "AP_std@2", "AP50@2"]
+        for lineage in ("baseline", "baseline+finetune")
+    }
+    run(made, "git", "add", "-A")
+    run(made, "git", "commit", "-qm", "results")
+    file = made / "reports/metrics/baseline.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"AP@1": 99.0}))
+    changed = json.loads(run(made, "dvc", "metrics", "diff", "--json").stdout)
+    assert [(path, list(each)) for path, each in changed.items()] == [("reports/metrics/baseline.json", ["AP@1"])]
+    table = list(csv.DictReader(run(made, "dvc", "exp", "show", "--csv", "--only-changed").stdout.splitlines()))
+    assert list(table[0]) == ["rev", "Created", "reports/metrics/baseline.json:AP@1"]
+    assert table[0]["reports/metrics/baseline.json:AP@1"] == "99.0"
+
+
+def test_dvc_plots_a_line_a_lineage(made: Path) -> None:
+    """The templates are filled with columns that the report's tables have."""
+    declared = yaml.safe_load((made / "dvc.yaml").read_text())["plots"]
+    drawn = json.loads(run(made, "dvc", "plots", "show", "--json").stdout)["data"]
+    assert list(drawn) == [name for each in declared for name in (each if isinstance(each, dict) else [each])]
+    for (plot,) in (parts for parts in drawn.values() if parts[0]["type"] == "vega"):
+        specification = plot["content"]
+        assert "DVC_METRIC" not in json.dumps(specification)
+        assert specification["encoding"]["color"]["field"] == "run"
+        assert {row["run"] for row in specification["data"]["values"]} == {"baseline", "baseline+finetune"}
+        axes = [specification["encoding"][axis] for axis in ("x", "y")]
+        assert all(axis["title"] for axis in axes)
+
+
+def test_without_dvc_it_is_told(tmp_path: Path) -> None:
+    told = "no DVC repository here (`dvc init` makes one)"
+    assert record(tmp_path, ["reports/summary.md"]) == [f"nothing recorded: {told}"]
+    with pytest.raises(UserError, match=re.escape(told)):
+        sync(tmp_path)

@@ -1,12 +1,12 @@
 """`noisebox freeze`: a deliverable is whole or absent, stands alone, and is verified where nothing else is."""
 
 import errno
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT, run
 from reported_project import DATASET, SEEDS, hash_anew
 
@@ -70,7 +70,7 @@ def test_it_is_verified_where_nothing_else_is(elsewhere: Path, command_line: Com
     code, said, _ = command_line("verify", "deliverables/paper")
     first, _, last = said.splitlines()
     assert (code, first) == (0, f"{files} files are what deliverables/paper/results_manifest.tsv says")
-    assert last.startswith("not evaluated again: data/manifest.json does not exist")
+    assert last.startswith("not evaluated again: data/detection.json does not exist")
 
 
 def test_with_the_dataset_its_rows_are_evaluated_again(
@@ -183,7 +183,7 @@ def tampered_results(root: Path) -> None:
 
 def other_data(root: Path) -> None:
     path = root / graph.DATA_MANIFEST
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"hash": "0" * 64}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hash": "0" * 64}))
 
 
 def strange_rows(root: Path) -> None:
@@ -202,8 +202,8 @@ def strange_rows(root: Path) -> None:
         ("x", "baseline", lambda root: shutil.rmtree(root / "runs"), "does not exist, so it cannot be delivered; `dvc"),
         ("x", "baseline", tampered_results, "evals/baseline/seed0/results.tsv is not what the manifest says"),
         ("x", "baseline", strange_rows, "evals/baseline/seed0/results.tsv: column 'train_seed' is missing"),
-        ("x", "baseline", other_data, "data/manifest.json describes other data than runs/baseline/seed0/model_final"),
-        ("x", "baseline", lambda root: shutil.rmtree(root / "data"), "data/manifest.json does not exist"),
+        ("x", "baseline", other_data, "data/detection.json describes other data than runs/baseline/seed0/model_final"),
+        ("x", "baseline", lambda root: shutil.rmtree(root / "data"), "data/detection.json does not exist"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(

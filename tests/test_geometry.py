@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
-from noisebox.config import GeoBiasConfig
+from noisebox.config.diffusiondet import GeoBiasConfig
 from noisebox.models.diffusiondet.geometry import GeometryBias, GeometryFeatures, bounded_cxcywh, relation_features
 from noisebox.randomness import isolated
 

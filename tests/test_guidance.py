@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from small_detector import awaken, make_batch, make_detector, opinionated, random_boxes
 from torch.nn import functional as F
 
-from noisebox.config import GuidanceConfig, SamplerConfig, Sampling
+from noisebox.config import GuidanceConfig, Sampling
+from noisebox.config.diffusiondet import SamplerConfig
 from noisebox.diffusion.gaussian import GaussianDiffusion
 from noisebox.diffusion.sampler import BoxSampler, Prediction, RowKey, sampling_times
 from noisebox.errors import UserError

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisebox.config import DiffusionDetConfig
+from noisebox.config.diffusiondet import DiffusionDetConfig
 from noisebox.diffusion.categorical import one_hot
 from noisebox.diffusion.labels import distribution_of, label_process
 from noisebox.diffusion.sampler import sampling_times

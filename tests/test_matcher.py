@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou, generalized_box_iou
 
-from noisebox.config import LossConfig
+from noisebox.config.diffusiondet import LossConfig
 from noisebox.models.diffusiondet.criterion import set_prediction_loss
 from noisebox.models.diffusiondet.head import HeadOutput
 from noisebox.models.diffusiondet.matcher import (

@@ -66,13 +66,15 @@ def test_the_whole_experiment_is_the_same_in_both(project: Path) -> None:
     """The experiment as it comes: its smoke runs, trainings and evaluations, data and report, and nothing else."""
     shutil.copy(ROOT / "params/experiment.yaml", project / "params/experiment.yaml")
     experiment = load_experiment(ROOT)
-    needed = {each.name for name in experiment.lineages for each in Lineage.parse(name).ancestry()}
-    unasked = [name for name in experiment.planned_lineages() if name not in needed]
+    needed = {each.name for name in experiment.every("lineages") for each in Lineage.parse(name).ancestry()}
+    planned = [name for line in experiment.lines().values() for name in line.planned_lineages()]
+    unasked = [name for name in planned if name not in needed]
     assert assert_same_jobs(project, commands("train", unasked, experiment)) == {
-        "noisebox data",
-        *(f"noisebox smoke {recipe}" for recipe in experiment.recipes),
-        *commands("train", experiment.planned_lineages(), experiment),
-        *commands("evaluate", experiment.lineages, experiment),
+        *(f"noisebox data {line}" for line in experiment.data),
+        *(f"noisebox depth-gt --split {split}" for split in experiment.bev.depth_gt),
+        *(f"noisebox smoke {recipe}" for recipe in experiment.every("recipes")),
+        *commands("train", planned, experiment),
+        *commands("evaluate", experiment.every("lineages"), experiment),
         "noisebox report",
     }
 
@@ -85,10 +87,13 @@ def test_every_finetune_stage_has_its_parents_in_the_experiment() -> None:
     """And the other way round: DVC needs the key, and a recipe with parents needs its stage."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     experiment = yaml.safe_load((ROOT / "params/experiment.yaml").read_text())
-    grown = [name for name, stage in stages.items() if "parent" in stage.get("matrix", {})]
-    assert sorted(grown) == sorted(experiment["parents"])
-    for name in grown:
-        assert stages[name]["matrix"] == {"parent": f"${{parents.{name}}}", "seed": "${train_seeds}"}
+    grown = {name: stage["matrix"] for name, stage in stages.items() if "parent" in stage.get("matrix", {})}
+    lines = {"": experiment, "aerial.": experiment["aerial"], "bev.": experiment["bev"]}
+    assert grown == {
+        name: {"parent": f"${{{key}parents.{name}}}", "seed": "${train_seeds}"}
+        for key, line in lines.items()
+        for name in line["parents"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,7 @@ def test_rules_say_what_a_cluster_wants_to_know(project: Path) -> None:
 def test_undeclared_lineage_resolves(project: Path) -> None:
     jobs = snakemake_jobs(project, "runs/baseline+geofeat+distill_20to1/seed7/model_final.pth")
     assert {job.command for job in jobs.values()} == {
-        "noisebox data",
+        "noisebox data detection",
         "noisebox smoke baseline",
         "noisebox smoke geofeat",
         "noisebox smoke distill_20to1",

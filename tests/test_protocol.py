@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,9 +19,11 @@ from noisebox import graph
 from noisebox.config import ExperimentConfig, GuidanceConfig, ImageConfig, RunConfig, Sampling
 from noisebox.data.coco import CocoSplit, read_split
 from noisebox.errors import UserError
-from noisebox.evaluation import protocol
+from noisebox.evaluation import measuring
+from noisebox.evaluation.boxes import evaluate, pictures
+from noisebox.evaluation.boxes import shown as chosen
 from noisebox.evaluation.detection import coco_metrics
-from noisebox.evaluation.protocol import COUNTED, counted, evaluate, measure
+from noisebox.evaluation.protocol import COUNTED, Measurement, counted, measure
 from noisebox.files import sha256
 from noisebox.models import Detector
 from noisebox.randomness import numpy_generator
@@ -135,7 +138,7 @@ def test_seconds_are_shared_as_promised(split: CocoSplit, config: RunConfig, mon
             now += 6
             return super().detect(encoded, batch, eval_seeds, sampling)
 
-    monkeypatch.setattr(protocol.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: now)
     measured = measure(Slow(), split, config, ASKED)
     per_image = 1 / config.eval_batch_size
     assert measured.seconds_per_image == {s: per_image * (1 + 6 / len(seeds)) for s, seeds in ASKED.items()}
@@ -189,14 +192,13 @@ def run_evaluation(
     classes: list[str] = CLASSES,
 ) -> None:
     monkeypatch.chdir(root)
-    monkeypatch.setattr(protocol, "open_split", lambda name, which: split)
     checkpoint = Path(graph.checkpoint("baseline", config.seed))
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"weights")
     (checkpoint.parent / "metrics.csv").write_text("mode,step,loss\ntrain,5,1.5\n")
     facts = {"iterations": 12, "timing": {"wall_s": 3, "written": "then"}}
     (checkpoint.parent / "run.json").write_text(json.dumps(facts))
-    evaluate(KnowingDetector(), config, checkpoint, asked, 2, classes)
+    evaluate(KnowingDetector(), config, checkpoint, asked, 2, split, classes)
 
 
 def test_the_report_finds_all_that_was_asked(
@@ -213,7 +215,7 @@ def test_the_report_finds_all_that_was_asked(
         recipes=["baseline"],
         scratch=["baseline"],
         lineages=["baseline"],
-        asked={"baseline": ["main", "guidance"]},
+        asked={"baseline": ["main"]},
         protocols={
             "main": {"eval_seeds": [7, 0], "sample_steps": [1]},
             "guidance": {"eval_seeds": [7], "sample_steps": [9], **guidance},
@@ -221,13 +223,14 @@ def test_the_report_finds_all_that_was_asked(
         pictures={"lineages": ["baseline"]},
     )
     measured = measure(KnowingDetector(), split, config, ASKED)
-    main = evaluations.asked([run], "main", experiment)
+    main = evaluations.asked([run], experiment)["main"]
     expected = [measured.metrics[seed, ONE] for seed in (7, 0)]
     assert main.results["AP"].tolist() == pytest.approx([metrics.ap for metrics in expected], abs=1e-4)
     for name in CLASSES:
         assert same(main.results[f"AP-{name}"].round(3).tolist(), [round(m.per_class[name], 3) for m in expected])
     with pytest.raises(UserError, match="no row for 9 sampling steps under eval seed 7, which protocols"):
-        evaluations.asked([run], "guidance", experiment)  # because the protocol asks for no guidance as well
+        both = experiment.model_copy(update={"asked": {"baseline": ["main", "guidance"]}})
+        evaluations.asked([run], both)  # because the protocol asks for no guidance as well
     (row,) = run.results[(run.results["guidance_scale"] > 0) & (run.results["eval_seed"] == 7)].to_dict("records")
     assert [row[name] for name in ("sample_step", *evaluations.GUIDANCE)] == [9, 0.05, "final", 2, 0]
     assert row["AP"] == pytest.approx(measured.metrics[7, GUIDED].ap, abs=1e-4)
@@ -251,6 +254,16 @@ def test_pictures_are_those_of_what_is_asked_most_and_unguided(evaluated: Path) 
     second = pictured["images"][1]
     assert [box["label"] for box in second["ground_truth"]] == ["dog"]
     assert second["detections"][0]["score"] == 0.9
+
+
+def test_the_breakdown_is_of_the_same_way_under_all_its_eval_seeds(evaluated: Path) -> None:
+    told = json.loads((evaluated / "breakdown.json").read_text())
+    assert (told["sample_step"], told["eval_seeds"], told["classes"]) == (1, [0, 1, 7], CLASSES)
+    results = pd.read_csv(evaluated / "results.tsv", sep="\t")
+    own = results[(results["sample_step"] == 1) & (results["guidance_scale"] == 0)]
+    assert told["AP50"] == pytest.approx(own["AP50"].mean(), abs=1e-3)
+    of_classes = own[[f"AP-{name}" for name in CLASSES]].mean()  # nan for a class without objects
+    assert np.array(told["sizes"]["all"], float) == pytest.approx(of_classes.to_numpy(), abs=1e-3, nan_ok=True)
 
 
 def test_of_ways_asked_alike_the_most_steps_are_pictured(
@@ -280,3 +293,18 @@ def test_what_is_refused(
     with pytest.raises(UserError, match=complaint):
         run_evaluation(split, config, tmp_path, monkeypatch, asked, classes)
     assert not (tmp_path / "evals").exists()
+
+
+def test_pictures_and_their_way_to_sample_of_what_was_asked(tmp_path: Path) -> None:
+    """A crowd is no object to be shown; of ways that differ in crops alone the one with crops is shown."""
+    coco = content(images=3)
+    coco["annotations"][2]["iscrowd"] = 1
+    split = read_split("val", *write(tmp_path, "val", coco), CLASSES)
+    twice = Sampling(steps=1, crops=True)
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    found = {(0, way): {image.id: nothing for image in split.images} for way in (ONE, twice)}
+    shown = pictures(split, 3, {ONE: [0], twice: [0]}, Measurement(detections=found))
+    assert [len(image["ground_truth"]) for image in shown["images"]] == [0, 1, 1]
+    assert shown["images"][2]["ground_truth"][0]["label"] == "dog"
+    assert chosen({ONE: [0], twice: [0]}) == twice
+    assert chosen({ONE: [0, 1], twice: [0]}) == ONE

@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
@@ -20,6 +23,7 @@ from noisebox import graph
 from noisebox.config import ExperimentConfig, Sampling
 from noisebox.errors import UserError
 from noisebox.report import evaluations, pictures, plots, summary, tables
+from noisebox.report.breakdown import KINDS
 
 CLASSES = ("car", "motorbike", "person")
 LINEAGES = ("baseline", "baseline+finetune")
@@ -103,7 +107,7 @@ def cells(sampling: Sampling) -> dict[str, Any]:
     guidance = sampling.guidance
     guided = (guidance.scale, guidance.mode, guidance.langevin_steps, guidance.topk or 0)
     of_guidance = zip(evaluations.GUIDANCE, guided if guidance.scale else UNGUIDED, strict=True)
-    return {"sample_step": sampling.steps, **dict(of_guidance)}
+    return {"sample_step": sampling.steps, **dict(of_guidance), "crops": 0}
 
 
 def write_evaluation(
@@ -152,6 +156,25 @@ def write_evaluation(
     ]
     detections = {"sample_step": 5, "eval_seed": 0, "score_threshold": 0.05, "images": images}
     (folder / "detections.json").write_text(json.dumps(detections))
+    (folder / "breakdown.json").write_text(json.dumps(a_breakdown(np.random.default_rng([len(lineage), seed]))))
+
+
+OBJECTS = (10, 4, 0)  # no person
+
+
+def a_breakdown(rng: np.random.Generator) -> dict[str, Any]:
+    """What an evaluation says of two eval seeds at five steps; of large objects there are none."""
+    invented = [[round(number, 4) if count else None for number in rng.uniform(0, 60, 4)] for count in OBJECTS]
+    sizes = dict(zip(("all", "small", "medium", "large"), zip(*invented, strict=True), strict=True))
+    falls = [[round(1 - k / 100, 2) if count else None for k in range(101)] for count in OBJECTS]
+    counts = rng.integers(0, 9, (4, 4)).tolist()
+    errors = {kind: {"count": int(rng.integers(0, 99)), "cost": round(rng.uniform(0, 30), 4)} for kind in KINDS}
+    return {
+        **{"sample_step": 5, "eval_seeds": [0, 1], "images": 80, "classes": CLASSES, "objects": OBJECTS},
+        **{"AP50": round(rng.uniform(10, 60), 4), "curves": {"0.5": falls, "0.75": falls}},
+        **{"sizes": {**sizes, "large": [None] * 3}, "confusion": {"iou": 0.5, "score": 0.3, "counts": counts}},
+        "errors": {"iou": 0.5, "near": 0.1, **errors},
+    }
 
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> None:
@@ -219,10 +242,10 @@ def test_numbers_in_the_summary_are_those_of_the_results(reported: Path) -> None
         shown_numbers = [f"{row['AP']:.2f}", shown_interval, *(f"{number:.2f}" for number in numbers)]
         assert cells[3:] == [*shown_numbers, "2 × 3", "seed0 seed1"]
         assert row["results"] == ",".join(evaluations.results_path(row["run"], seed) for seed in (0, 1))
-    scalars = json.loads((reported / "reports/metrics.json").read_text())
-    assert [scalars[row["run"]][f"AP@{row['sample_step']}"] for row in written.to_dict("records")] == list(
-        written["AP"]
-    )
+    scalars = {lineage: scalars_of(reported, lineage) for lineage in LINEAGES}
+    for row in written.to_dict("records"):
+        told = [scalars[row["run"]][f"{name}@{row['sample_step']}"] for name in ("AP", "AP_std", "AP50")]
+        assert told == [row["AP"], row["AP_std"], row["AP50"]]
 
 
 def test_speed_is_that_of_speed_tsv(reported: Path) -> None:
@@ -231,6 +254,63 @@ def test_speed_is_that_of_speed_tsv(reported: Path) -> None:
         ["baseline", "1", "0.0100", "100.0", "1.0"],
         ["baseline", "5", "0.1000", "10.0", "10.0"],
     ]
+
+
+def test_errors_and_sizes_are_means_of_the_breakdowns(reported: Path) -> None:
+    told = {
+        lineage: [json.loads((reported / f"evals/{lineage}/seed{seed}/breakdown.json").read_text()) for seed in (0, 1)]
+        for lineage in LINEAGES
+    }
+    rows = report_table(reported, "errors")
+    assert [(row["run"], row["error"]) for row in rows] == list(itertools.product(LINEAGES, KINDS))
+    for row in rows:
+        one, other = (each["errors"][row["error"]] for each in told[row["run"]])
+        mean, half = (one["cost"] + other["cost"]) / 2, abs(one["cost"] - other["cost"]) / 2
+        assert row["cost"] == pytest.approx(mean, abs=1e-4)
+        assert row["cost_std"] == pytest.approx(half, abs=1e-4)
+        assert row["cost_high"] - row["cost"] == pytest.approx(stats.t.ppf(0.975, 1) * half, abs=2e-3)
+        assert row["count"] == (one["count"] + other["count"]) / 4  # two train seeds of two eval seeds
+        assert row["AP50"] == pytest.approx(np.mean([each["AP50"] for each in told[row["run"]]]), abs=1e-4)
+    rows = report_table(reported, "sizes")
+    assert [(row["run"], row["class"]) for row in rows] == list(itertools.product(LINEAGES, CLASSES[:2]))
+    for row in rows:
+        place = CLASSES.index(row["class"])
+        assert row["objects"] == OBJECTS[place]
+        for size, name in (("all", "AP"), ("small", "APs"), ("medium", "APm")):
+            expected = np.mean([each["sizes"][size][place] for each in told[row["run"]]])
+            assert row[name] == pytest.approx(expected, abs=1e-4)
+        assert row["APl"] == "nan"
+    text = (reported / "reports/summary.md").read_text()
+    shown = markdown_rows(text, "## Errors")[1]
+    costs = [f"+{row['cost']:.2f}" for row in report_table(reported, "errors")[len(KINDS) :]]
+    assert shown == [
+        LINEAGES[1],
+        "5",
+        f"{np.mean([each['AP50'] for each in told[LINEAGES[1]]]):.2f}",
+        *costs,
+        "2 × 2",
+        "seed0 seed1",
+    ]
+    assert "| lineage             | steps | car, small | car, medium | motorbike, small | motorbike, medium |" in text
+    assert "Objects: 10 of car, 4 of motorbike.*" in text
+
+
+def scalars_of(root: Path, lineage: str) -> dict[str, float | None]:
+    told: dict[str, float | None] = json.loads((root / graph.METRICS / f"{lineage}.json").read_text())
+    return told
+
+
+def test_metrics_are_of_every_lineage_that_is_reported_and_of_no_other(fully_reported: Path, tmp_path: Path) -> None:
+    """The student is not asked the protocol main, but has some of its rows all the same."""
+    assert {path.stem for path in (fully_reported / graph.METRICS).iterdir()} == {*LINEAGES, STUDENT}
+    main = taken(written_rows(fully_reported, "results.tsv"), run=STUDENT, sample_step=1, eval_seed=[0, 1, 2])
+    told = scalars_of(fully_reported, STUDENT)
+    assert list(told) == ["AP@1", "AP_std@1", "AP50@1"]
+    assert told["AP@1"] == pytest.approx(mean_of(taken(main, guidance_scale=0)), abs=1e-4)
+    experiment = an_experiment()
+    summary.write_report(a_full_experiment(), evaluated(tmp_path, a_full_experiment()))
+    summary.write_report(experiment, evaluated(tmp_path, experiment))
+    assert {path.stem for path in (tmp_path / graph.METRICS).iterdir()} == set(LINEAGES)
 
 
 # The other protocols, against loops over the files' own rows
@@ -429,7 +509,8 @@ def test_sections_show_their_tables(fully_reported: Path) -> None:
     sections = re.findall(r"^## (.*)", text, re.MULTILINE)
     assert sections == [
         *["What was run", "Average precision", "Differences", "Step trade-off", "Distillation", "Ablations"],
-        *["Guidance", "Speed", "Training", "Pictures", "Provenance"],
+        *["Guidance", "Errors", "Speed", "Training", "Pictures"],
+        *["Crops in images from above", "Segmentation from above", "Provenance"],
     ]
 
     def signed(value: float) -> str:
@@ -550,7 +631,7 @@ def test_a_protocol_that_is_not_declared(tmp_path: Path, missing: str) -> None:
     declared = {name: protocol for name, protocol in PROTOCOLS.items() if name != missing}
     experiment = an_experiment((*LINEAGES, STUDENT), protocols=declared)
     written = summary.write_report(experiment, evaluated(tmp_path, experiment))
-    assert [path.relative_to(tmp_path).as_posix() for path in written] == graph.report_outputs()
+    assert [path.relative_to(tmp_path).as_posix() for path in written] == [*graph.report_outputs(), graph.METRICS]
     name = {"steps": "tradeoff"}.get(missing, missing)
     header, *rows = (tmp_path / f"reports/tables/{name}.tsv").read_text().splitlines()
     assert (header.split("\t"), rows) == (getattr(tables, name.upper()), [])
@@ -603,8 +684,9 @@ def test_a_teacher_that_is_not_the_checkpoint_learned_from_is_told(tmp_path: Pat
 
 def test_same_inputs_same_bytes_anywhere(reported: Path, root: Path) -> None:
     written = summary.write_report(an_experiment(), root)
-    assert [path.relative_to(root).as_posix() for path in written] == graph.report_outputs()
-    for path in graph.report_outputs():
+    assert [path.relative_to(root).as_posix() for path in written] == [*graph.report_outputs(), graph.METRICS]
+    metrics = [f"{graph.METRICS}/{lineage}.json" for lineage in LINEAGES]
+    for path in (*graph.report_outputs(), *metrics):
         assert (root / path).read_bytes() == (reported / path).read_bytes(), path
 
 
@@ -625,15 +707,28 @@ def test_plots_show_what_is_theirs_alone(tmp_path: Path, fully_reported: Path) -
         (path / "training.csv").write_text("mode,phase,step,loss\ntrain,x,5,99\n")
         detections = json.loads((path / "detections.json").read_text())
         (path / "detections.json").write_text(json.dumps({**detections, "images": []}))
+        breakdown = json.loads((path / "breakdown.json").read_text())
+        (path / "breakdown.json").write_text(json.dumps({**breakdown, "objects": [99, 1, 1]}))
     edit_results(tmp_path, STUDENT, 0, lambda table: table.__setitem__("AP", "33.3"))
     summary.write_report(experiment, tmp_path)
-    names = [f"plots/{name}.png" for name in ("loss", "steps", "tradeoff", "guidance", "distillation")]
+    names = [f"plots/{name}.{form}" for name in graph.PLOTS for form in ("png", "svg")]
     changed = [
         name
         for name in [*names, "pictures/detections.png"]
         if (tmp_path / "reports" / name).read_bytes() != (fully_reported / "reports" / name).read_bytes()
     ]
-    assert changed == ["plots/distillation.png"]
+    assert changed == ["plots/distillation.png", "plots/distillation.svg"]
+
+
+def test_every_plot_is_there_in_two_forms_of_one_size(fully_reported: Path) -> None:
+    for name in graph.PLOTS:
+        path = fully_reported / f"reports/plots/{name}.svg"
+        drawing = ElementTree.parse(path).getroot()
+        inches = [float(drawing.attrib[side].removesuffix("pt")) / 72 for side in ("width", "height")]
+        with Image.open(path.with_suffix(".png")) as picture:
+            assert picture.size == pytest.approx([plots.DPI * side for side in inches], abs=1)
+        assert inches[0] == pytest.approx(plots.WIDTH)
+        assert "dc:date" not in path.read_text()
 
 
 def test_every_link_of_the_summary_resolves(fully_reported: Path) -> None:
@@ -653,7 +748,7 @@ def test_nan_run_is_shown_and_makes_the_mean_nan(root: Path) -> None:
     assert "**AP is nan in 1 of 24 runs.**" in text
     assert "`baseline` train seed 1 at 1 step: eval seed 0 ([results.tsv](../evals/baseline/seed1/results.tsv))" in text
     assert list(pd.read_csv(root / "reports/tables/main.tsv", sep="\t")["nan_runs"]) == [1, 0, 0, 0]
-    assert json.loads((root / "reports/metrics.json").read_text())["baseline"]["AP@1"] is None
+    assert scalars_of(root, "baseline")["AP@1"] is None
 
 
 def test_absent_class_is_a_dash(root: Path) -> None:
@@ -681,13 +776,24 @@ def test_finetune_curve_goes_on_after_its_parent(root: Path) -> None:
     parent, child = summary.training_curves(runs)
     assert (parent.start, child.start) == (0, 12)
     assert parent.steps == (2, 4, 6, 8, 10, 12)
-    assert parent.loss[0] == 10
+    assert parent.values[0] == 10
 
 
 def test_lineages_look_different() -> None:
     looks = [plots.appearance(place) for place in range(24)]
     assert len(set(looks)) == 24
     assert len({look.colour for look in looks[:6]}) == 6
+
+
+@given(st.lists(st.floats(1e-3, 10), min_size=1, max_size=12, unique=True))
+def test_ticks_stand_clear_of_each_other(seconds: list[float]) -> None:
+    times = pd.Series(seconds)
+    gap = plots.TICK_GAP * (np.log(times.max()) - np.log(times.min()))
+    kept = plots.apart(times)
+    assert (np.diff(np.log(kept)) > gap - 1e-12).all()
+    left_out = times.drop(kept.index)
+    assert all(np.abs(np.log(kept / each)).min() <= gap + 1e-12 for each in left_out)
+    assert times.min() in kept.to_list()
 
 
 # The pictures
@@ -757,11 +863,15 @@ def test_missing_file_names_its_command(root: Path) -> None:
         ("baseline\t1\t1", "other\t1\t1", "column 'run' says other where the folder says baseline"),
         ("baseline\t1\t1", "baseline\t1\t0", "2 rows for run baseline, train_seed 1, eval_seed 0, sample_step 1"),
         (
-            "\t2\t5\t0.0\tnone\t0\t0\t",
-            "\t2\t5\t0.0\tnone\t0\t0\t-1",
+            "\t2\t5\t0.0\tnone\t0\t0\t0\t",
+            "\t2\t5\t0.0\tnone\t0\t0\t0\t-1",
             "line 7: column 'AP' must lie in 0 to 100 or be nan",
         ),
-        ("\t2\t5\t0.0\tnone\t0\t0\t", "\t2\t5\t0.0\tnone\t0\t0\t?", "line 7: column 'AP' must be a number or nan"),
+        (
+            "\t2\t5\t0.0\tnone\t0\t0\t0\t",
+            "\t2\t5\t0.0\tnone\t0\t0\t0\t?",
+            "line 7: column 'AP' must be a number or nan",
+        ),
         ("guidance_topk", "topk", "column 'guidance_topk' is missing"),
         ("\t0.0\tnone", "\t-1\tnone", "line 2: column 'guidance_scale' must be a number from 0 on, not '-1'"),
         ("\t0.0\tnone", "\t0.0\tsome", "line 2: column 'guidance_mode' must be none, final or all, not 'some'"),
@@ -770,7 +880,7 @@ def test_missing_file_names_its_command(root: Path) -> None:
             "results.tsv has no row for 5 sampling steps under eval seed 2, which protocols.main in "
             "params/experiment.yaml asks for; this makes it: noisebox evaluate baseline --seed 1",
         ),
-        ("\t80\truns/baseline/seed1/model_final.pth", "", "line 2: 18 cells for 20 columns"),
+        ("\t80\truns/baseline/seed1/model_final.pth", "", "line 2: 19 cells for 21 columns"),
         ("\t80\truns/baseline/seed1/model_final.pth", "\t80\t", "line 2: column 'ckpt' is empty"),
         ("081a", "081b", "name several checkpoints"),
     ],
@@ -828,7 +938,8 @@ def test_a_row_that_a_protocol_asks_for_is_missing(
         ("speed.tsv", "\xff", "is not a table in UTF-8 text"),
         ("training.csv", "mode,step,loss\ntrain,2,1\ntrain,2,1\n", "two rows of mode 'train' for step 2"),
         ("detections.json", "{}", "key 'images' is missing"),
-        ("detections.json", '{"images": [', "is not what an evaluation writes"),
+        ("detections.json", '{"images": [', "is not valid JSON"),
+        ("detections.json", '{"images": [0]}', "is not what an evaluation writes"),
         ("detections.json", '{"images": [{"ground_truth": [{"box_xyxy": [NaN, 1, 2, 3]}]}]}', "is not finite"),
         ("run.json", "[]", "must hold a mapping"),
         ("run.json", "{", "is not valid JSON"),

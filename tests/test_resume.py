@@ -19,7 +19,7 @@ from conftest import ROOT, edit_yaml
 from toy_detector import CLASSES, register, toy_ap, toy_batch, toy_batches, toy_config
 
 from noisebox import cli, graph
-from noisebox.config import DistillConfig
+from noisebox.config.diffusiondet import DistillConfig
 from noisebox.data.catalog import prepare_dataset
 from noisebox.errors import UserError
 from noisebox.randomness import numpy_generator

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noisebox.config import SamplerConfig, Sampling
+from noisebox.config import Sampling
+from noisebox.config.diffusiondet import SamplerConfig
 from noisebox.diffusion.gaussian import GaussianDiffusion
 from noisebox.diffusion.labels import LabelProcess
 from noisebox.diffusion.sampler import BoxSampler, Prediction, RowKey, sampling_times

@@ -188,6 +188,24 @@ def test_two_rows_for_one_pair_are_refused() -> None:
             statistics.difference(*sides)
 
 
+def test_a_model_without_noise_is_paired_with_every_eval_seed() -> None:
+    """By hand: of train seed 0 the differences are 1 and 3, of train seed 1 they are 3, 3.5 and 4."""
+    own = results_of({(0, 0): 41.0, (0, 4): 43.0, (1, 0): 45.0, (1, 4): 45.5, (1, 5): 46.0}).rename(
+        columns={"AP": "mIoU"}
+    )
+    fixed = results_of({(2, 0): 50.0, (1, 0): 42.0, (0, 0): 40.0}).rename(columns={"AP": "mIoU"})
+    found = statistics.difference(own, statistics.under_eval_seeds(fixed, own), "mIoU")
+    error = 1.5 / 2  # of two means m and n: |m - n| / 2
+    assert (found.mean, found.pairs, found.train_seeds, found.unpaired) == (2.75, 5, 2, 1)
+    assert found.std == pytest.approx(python.pstdev([1, 3, 3, 3.5, 4]))
+    assert (found.low, found.high) == pytest.approx((2.75 - 12.7062 * error, 2.75 + 12.7062 * error), abs=1e-4)
+    assert found.p == pytest.approx(1 - 2 / math.pi * math.atan(2.75 / error))  # t with 1 degree of freedom is Cauchy's
+    turned = statistics.difference(statistics.under_eval_seeds(fixed, own), own, "mIoU")
+    assert (turned.mean, turned.p, turned.pairs) == pytest.approx((-found.mean, found.p, 5))
+    with pytest.raises(ValueError, match="5 rows for 2 train seeds"):
+        statistics.under_eval_seeds(own, fixed)
+
+
 def test_more_eval_seeds_are_no_more_evidence_of_other_trainings() -> None:
     """Repeating every eval seed narrows an interval over pairs, not one over train seeds."""
     few = {(k, e): 40 + k + 0.1 * e for k in range(3) for e in range(2)}

@@ -19,7 +19,7 @@ from small_detector import make_batch, make_detector
 from toy_detector import CLASSES, ToyConfig, ToyDetector, register, toy_ap, toy_batch, toy_batches, toy_config
 
 from noisebox import graph
-from noisebox.config import RunConfig, SolverConfig
+from noisebox.config import RunConfig, SolverConfig, smoke_config
 from noisebox.errors import UserError
 from noisebox.models import BOX_MONITORS, build_model
 from noisebox.progress import Progress, clock
@@ -27,7 +27,7 @@ from noisebox.structures import Batch
 from noisebox.training.checkpoint import load_checkpoint, load_model
 from noisebox.training.loop import train
 from noisebox.training.optim import build_optimizer, learning_rate, set_learning_rate
-from noisebox.training.smoke import smoke, smoke_config
+from noisebox.training.smoke import smoke
 from noisebox.training.step import Trainer, is_loss
 
 

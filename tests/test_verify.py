@@ -8,14 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from reported_project import hash_anew, save_weights
 
 from noisebox import graph
-from noisebox.config import GuidanceConfig, RunConfig, Sampling
+from noisebox.config import RunConfig
 from noisebox.evaluation import verify
-from noisebox.evaluation.protocol import _sampling_cells
 from noisebox.files import read_yaml, sha256
 from noisebox.report.evaluations import results_path, speed_path
 from noisebox.report.manifest import read_manifest
@@ -122,25 +119,6 @@ def test_rows_sampled_together_are_evaluated_together(reported: Path) -> None:
     assert counts <= {1, 2, 3, 4, 6} and len(counts) > 1
 
 
-@given(
-    st.builds(
-        Sampling,
-        steps=st.integers(1, 1000),
-        guidance=st.builds(
-            GuidanceConfig,
-            scale=st.floats(0, 10, allow_subnormal=False),
-            mode=st.sampled_from(["final", "all"]),
-            langevin_steps=st.integers(1, 9),
-            topk=st.none() | st.integers(1, 500),
-        ),
-    )
-)
-def test_a_row_says_how_it_was_sampled(sampling: Sampling) -> None:
-    printed = {name: str(value) for name, value in _sampling_cells(sampling).items()}
-    expected = sampling if sampling.guidance.scale else Sampling(steps=sampling.steps)
-    assert verify.sampling_of(printed) == expected
-
-
 # What is not here
 
 
@@ -164,8 +142,8 @@ def another_dataset(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (no_dataset, "data/manifest.json does not exist; run `noisebox data` first"),
-        (another_dataset, "data/manifest.json describes 'tiny' with hash 000000000000, but runs/"),
+        (no_dataset, "data/detection.json does not exist; run `noisebox data` first"),
+        (another_dataset, "data/detection.json describes 'tiny' with hash 000000000000, but runs/"),
     ],
 )
 def test_without_the_dataset_only_the_hashes_are_checked(
@@ -202,7 +180,7 @@ def test_a_run_on_other_data_does_not_hide_the_others(reported: Path, command_li
     hash_anew(reported, RESULTS)
     code, said, _ = command_line("verify", "--rows", 1000)
     assert code == 1 and f"{EVERY_ROW - 6} rows of results evaluated again" in said
-    assert "not evaluated again: data/manifest.json describes 'tiny'" in said
+    assert "not evaluated again: data/detection.json describes 'tiny'" in said
     assert said.splitlines()[-1].startswith(f"{RESULTS}, line 2: AP is ")
 
 

@@ -8,17 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from noisebox import graph
-from noisebox.config import (
-    MODELS,
-    DistillConfig,
-    ImageConfig,
-    LossConfig,
-    RunConfig,
-    Sampling,
-    Section,
-    SmokeConfig,
-    SolverConfig,
-)
+from noisebox.config import ImageConfig, RunConfig, Sampling, Section, SmokeConfig, SolverConfig
+from noisebox.config.diffusiondet import DistillConfig, LossConfig
+from noisebox.config.families import SECTIONS, Family
 from noisebox.errors import UserError
 from noisebox.models import FAMILIES, Detector
 from noisebox.randomness import normal, numpy_generator
@@ -31,6 +23,9 @@ SIZE = 16
 class ToyConfig(Section):
     width: int = 6
     batch_norm: bool = False
+
+
+FAMILY = Family(ToyConfig, LossConfig, DistillConfig)
 
 
 class ToyDetector(Detector):
@@ -85,7 +80,7 @@ def build(config: RunConfig, num_classes: int, fetch_weights: bool = True) -> To
 
 def register(set_item: Callable[[Any, Any, Any], None] = dict.__setitem__) -> None:
     """Enter the family into the tables; in a test, `set_item` is monkeypatch.setitem."""
-    set_item(MODELS, "toy", ToyConfig)
+    set_item(SECTIONS, "toy", __name__)
     set_item(FAMILIES, "toy", __name__)
     set_item(graph.FAMILY_CODE, "toy", ())
 

@@ -21,71 +21,180 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Noisebox: reproducible experiments for detectors that denoise, distil and refine.",
 )
+check_app = typer.Typer(no_args_is_help=True, help="Check a user's own dataset.")
+app.add_typer(check_app, name="check")
 Lineage = Annotated[str, typer.Argument(help="Recipes joined by '+', such as baseline+finetune.", show_default=False)]
 Seed = Annotated[int, typer.Option(help="Train seed.", min=0)]
 
 
 @app.command()
-def data() -> None:
-    """Make or check the dataset of the chosen scale."""
+def data(
+    lines: Annotated[
+        list[str] | None, typer.Argument(help="detection, aerial, bev.", show_default="the experiment's")
+    ] = None,
+) -> None:
+    """Make or check the datasets of the chosen scale."""
     from noisebox.config import load_experiment, load_scale
     from noisebox.data.catalog import pinned_hash_differs, prepare_dataset
     from noisebox.progress import Progress
 
-    with logged("data"):
-        dataset = load_scale(load_experiment().scale).dataset
-        with Progress(f"data {dataset}") as progress:
-            manifest = prepare_dataset(dataset, progress=progress.at)
-        if warning := pinned_hash_differs(dataset):
-            say(f"warning: {warning}")
-        counts = ", ".join(f"{split} {facts['images']} images" for split, facts in manifest["splits"].items())
-        say(f"{dataset}: {counts}; data hash {manifest['hash'][:12]}")
+    experiment = load_experiment()
+    for line in lines or experiment.data:
+        with logged("data", line):
+            dataset = load_scale(experiment.scale).dataset_of(line)
+            with Progress(f"data {dataset}") as progress:
+                manifest = prepare_dataset(dataset, progress=progress.at, manifest_file=graph.data_manifest(line))
+            if warning := pinned_hash_differs(dataset):
+                say(f"warning: {warning}")
+            counts = ", ".join(f"{split} {facts['images']} images" for split, facts in manifest["splits"].items())
+            say(f"{dataset}: {counts}; data hash {manifest['hash'][:12]}")
+
+
+@check_app.command("nuscenes")
+def check_nuscenes(
+    root: Annotated[Path, typer.Argument(help="The folder that holds samples/ and v1.0-...", show_default=False)],
+    more_cameras: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    version: Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval.", show_default="the only one")] = None,
+    cameras: Annotated[str, typer.Option(help="Channels: --cameras CAM_FRONT CAM_BACK.")] = "CAM_FRONT",
+    classes: Annotated[
+        int | None, typer.Option(help="Labels are 0 to classes - 1, or 255.", min=1, max=255, show_default="any")
+    ] = None,
+    label_size: Annotated[tuple[int, int], typer.Option(help="Height and width of a label map.")] = (98, 100),
+) -> None:
+    """Check a nuScenes root: tables, files, labels.
+
+    Prints a table of findings. Exit code 2 when a training would fail.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from noisebox.data.nuscenes_check import check_nuscenes as run_check
+
+    findings = run_check(root, version, list(dict.fromkeys([cameras, *(more_cameras or [])])), classes, label_size)
+    colours = {"error": "bold red", "warning": "yellow", "ok": "green"}
+    shown = Table()
+    for title in ("", "where", "what", "what would fit"):
+        shown.add_column(title, overflow="fold")
+    for finding in findings:
+        texts = (Text(text) for text in (finding.where, finding.what, finding.fits))
+        shown.add_row(Text(finding.severity, colours[finding.severity]), *texts)
+    Console().print(shown)
+    if errors := sum(finding.severity == "error" for finding in findings):
+        raise UserError(
+            f"a training on {root} would fail: {errors} error{'s' if errors > 1 else ''} in the table above"
+        )
+
+
+@app.command(name="depth-gt")
+def depth_gt(
+    nuscenes_root: Annotated[
+        Path | None, typer.Option(help="The folder that holds samples/.", show_default="the scale's BEV dataset")
+    ] = None,
+    version: Annotated[str, typer.Option(help="v1.0-mini, v1.0-trainval.")] = "v1.0-trainval",
+    output_dir: Annotated[Path, typer.Option(help="Files go to <split>_depth/ below.")] = Path("depth_gt"),
+    more_cameras: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    split: Annotated[str, typer.Option(help="train, val, or another of splits.json.")] = "train",
+    cameras: Annotated[str, typer.Option(help="Channels: --cameras CAM_FRONT CAM_BACK.")] = "CAM_FRONT",
+    height: Annotated[int, typer.Option(help="Of the depth image, in pixels.")] = 600,
+    width: Annotated[int, typer.Option(help="Of the depth image, in pixels.")] = 800,
+    min_depth: Annotated[float, typer.Option(help="In metres.")] = 1.0,
+    max_depth: Annotated[float, typer.Option(help="In metres.")] = 50.0,
+    workers: Annotated[int | None, typer.Option(help="Processes.", min=1, show_default="one per core")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Look at the files that are there; make none.")] = False,
+) -> None:
+    """Make depth ground truth from lidar sweeps, or check it.
+
+    Writes <output dir>/<split>_depth/<image>.npz for every image of the split; run again, it makes what is missing.
+    With --check it writes <split>_depth_report.tsv and, for some images, <split>_depth_pictures/<image>.png.
+
+    Without --nuscenes-root it is a stage of the graph: the BEV dataset of the experiment's scale, its own size and
+    depths, and files in depth_gt/<split>/.
+    """
+    if nuscenes_root is None:
+        _depth_stage(split, workers, check)
+        return
+
+    from noisebox.data.depth import DepthSettings, make_depth_gt
+    from noisebox.data.nuscenes import read_nuscenes
+
+    settings = DepthSettings(height, width, min_depth, max_depth)
+    chosen = list(dict.fromkeys([cameras, *(more_cameras or [])]))
+    frames = read_nuscenes(nuscenes_root, version, chosen).frames(split)
+    folder = output_dir / f"{split}_depth"
+    if not check:
+        made = make_depth_gt(frames, folder, settings, workers)
+        say(f"{folder}: {len(made)} files made, {len(frames) - len(made)} were there")
+        return
+
+    from noisebox.data.depth_check import write_depth_report
+
+    report, pictures = output_dir / f"{split}_depth_report.tsv", output_dir / f"{split}_depth_pictures"
+    for camera in write_depth_report(frames, folder, settings, report, pictures, workers).itertuples():
+        say(
+            f"{camera.camera}: {camera.files} files of {height} × {width}, valid ratio {camera.valid_ratio:.4f} "
+            f"({camera.valid_ratio_min:.4f} to {camera.valid_ratio_max:.4f}), "
+            f"depth {camera.depth_min:.2f} to {camera.depth_max:.2f} m, mean {camera.depth_mean:.2f} m"
+        )
+    say(f"{report}, and pictures in {pictures}")
+
+
+def _depth_stage(split: str, workers: int | None, check: bool) -> None:
+    """Depth ground truth of the experiment's BEV dataset."""
+    from noisebox.config import load_experiment, load_scale
+    from noisebox.data.catalog import open_split
+    from noisebox.data.depth_stage import check_depth, make_depth
+
+    with logged("depth_gt", split):
+        dataset = load_scale(load_experiment().scale).dataset_of("bev")
+        opened = open_split(dataset, split, manifest_file=graph.data_manifest("bev"))
+        if check:
+            for path in check_depth(opened, split, workers=workers):
+                say(str(path))
+        else:
+            ratio = make_depth(opened, split, workers=workers)
+            say(f"{graph.depth_folder(split)}: {len(opened.frames)} files, {100 * ratio:.2f} % of pixels have a return")
 
 
 @app.command()
 def smoke(recipe: Annotated[str, typer.Argument(help="A file of params/recipes/.", show_default=False)]) -> None:
     """Train a recipe for a few iterations and check it."""
-    from noisebox.config import load_experiment, resolve
-    from noisebox.data.catalog import open_split
+    from noisebox.config import load_experiment, resolve, smoke_config
+    from noisebox.tasks import open_task
 
     with logged("smoke", recipe):
-        config = resolve(recipe, 0, load_experiment().scale, smoke=True)
-        split = open_split(config.dataset, "train")
+        config = smoke_config(resolve(recipe, 0, load_experiment().scale, smoke=True))
+        task = open_task(config)
 
-        from noisebox.data.loader import TrainingBatches
         from noisebox.training.smoke import smoke as run_smoke
-        from noisebox.training.smoke import smoke_config
 
-        config = smoke_config(config)
-        run_smoke(config, Path(graph.smoke_tsv(recipe)), split.classes, TrainingBatches(split, config)[0])
+        run_smoke(config, Path(graph.smoke_tsv(recipe)), task.classes, task.batch(0))
 
 
 @app.command()
 def train(lineage: Lineage, seed: Seed = 0) -> None:
     """Train a lineage with one seed, or go on with a killed run."""
-    from noisebox.config import Sampling, load_experiment, resolve, teacher_of
-    from noisebox.data.catalog import open_split, read_manifest
+    from noisebox.config import load_experiment, resolve, teacher_of
+    from noisebox.tasks import open_task
 
     with logged("train", lineage, f"seed{seed}"):
         config = resolve(lineage, seed, load_experiment().scale)
         parent = graph.Lineage.parse(lineage).parent
         start = _checkpoint(parent.name, seed) if parent else None
         named = teacher_of(lineage, seed)
-        teacher = _checkpoint(*named) if named else None
-        split, val = open_split(config.dataset, "train"), open_split(config.dataset, "val")
+        teacher = Path(named) if named else None
+        task = open_task(config)
 
-        from noisebox.data.loader import TrainingBatches, training_loader
-        from noisebox.evaluation.protocol import measure
         from noisebox.training.loop import train as run_training
 
-        batches, once = TrainingBatches(split, config), Sampling(steps=1)
         run_training(
             config,
             Path(graph.run_folder(lineage, seed)),
-            split.classes,
-            lambda start, stop: training_loader(batches, start, stop, config.workers),
-            read_manifest()["hash"],
-            validate=lambda detector: measure(detector, val, config, {once: [0]}).metrics[0, once].ap,
+            task.classes,
+            task.batches,
+            task.data_hash,
+            metric=task.metric,
+            validate=task.validate,
             parent=start,
             teacher=teacher,
         )
@@ -99,9 +208,8 @@ def evaluate(lineage: Lineage, seed: Seed = 0) -> None:
     with logged("evaluate", lineage, f"seed{seed}"):
         experiment = load_experiment()
         path = _checkpoint(graph.Lineage.parse(lineage).name, seed)
-        asked = experiment.asked_of(lineage)
 
-        from noisebox.evaluation.protocol import evaluate as run_protocol
+        from noisebox.tasks import evaluate_run
         from noisebox.training.checkpoint import load_model
 
         model, config, checkpoint = load_model(path)
@@ -110,7 +218,7 @@ def evaluate(lineage: Lineage, seed: Seed = 0) -> None:
                 f"{path} was trained at scale {config.scale!r}, but {graph.EXPERIMENT} now says {experiment.scale!r}: "
                 f"train it again with: noisebox train {lineage} --seed {seed}"
             )
-        run_protocol(model, config, path, asked, experiment.pictures.images, checkpoint["classes"])
+        evaluate_run(model, config, path, experiment, checkpoint["classes"])
 
 
 @app.command()
@@ -137,9 +245,10 @@ def verify(
 
     Every file that is here is held to its sha256 in results_manifest.tsv,
     that of reports/ or of a deliverable, where none may be missing. Some
-    rows of results.tsv are evaluated again from their checkpoints and must
-    come out to the printed digits. Where the dataset is not here, that is
-    said and left out, unless --rows asks for it.
+    rows of results.tsv, and those that differ from them in the eval seed
+    alone, are evaluated again from their checkpoints and must come out to
+    the printed digits. Where the dataset is not here, that is said and left
+    out, unless --rows asks for it.
 
     Exit code 0: nothing differs; 1: something does, each told in a line;
     2: a mistake, or it could not be checked.
@@ -250,7 +359,7 @@ def prune(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = Fals
 
 @app.command()
 def bench(
-    more_steps: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
+    more_numbers: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
     depth: Annotated[str, typer.Option(help="Backbone: 18, 50 (ResNet), or any backbone name.")] = "18",
     hidden: Annotated[int, typer.Option(help="Channels of pyramid and head.", min=8)] = 256,
     dim_dynamic: Annotated[int, typer.Option(help="Channels of the dynamic convolution.", min=1)] = 64,
@@ -264,6 +373,11 @@ def bench(
     steps: Annotated[
         int | None, typer.Option(help="Sampling step counts: --steps 1 5 20.", show_default="1 5 20")
     ] = None,
+    crops: Annotated[
+        int | None,
+        typer.Option(help="Time YOLC, at so many crops an image: --crops 1 2 4.", show_default="DiffusionDet"),
+    ] = None,
+    crop_canvas: Annotated[float, typer.Option(help="Sides of a crop's canvas to the image's.", min=0.01, max=1)] = 1.0,
     seeds: Annotated[int, typer.Option(help="Eval seeds.", min=1)] = 5,
     images: Annotated[int, typer.Option(help="Images per evaluation pass.", min=1)] = 8,
     train_iters: Annotated[int, typer.Option(help="Training iterations timed.", min=1)] = 6,
@@ -272,7 +386,11 @@ def bench(
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the products.")] = "fp32",
     amp: Annotated[bool, typer.Option("--amp", help="The same as --precision bf16.")] = False,
 ) -> None:
-    """Time training and sampling at sizes given here; prints JSON."""
+    """Time training and sampling at sizes given here; prints JSON.
+
+    With --crops of YOLC: a look at the whole image against a look at it and at crops; it has neither stages, proposals,
+    steps nor eval seeds.
+    """
     import json
 
     from noisebox.evaluation.speed import BenchSettings
@@ -281,7 +399,8 @@ def bench(
     settings = BenchSettings(
         depth=depth, hidden=hidden, dim_dynamic=dim_dynamic, heads=heads, feedforward=feedforward, proposals=proposals,
         classes=classes, size=size, batch=batch, boxes=boxes, seeds=seeds, images=images, train_iters=train_iters,
-        steps=(steps, *(more_steps or [])) if steps is not None else (1, 5, 20),
+        steps=(steps, *(more_numbers or [])) if steps is not None and crops is None else (1, 5, 20),
+        crops=(crops, *(more_numbers or [])) if crops is not None else (), crop_canvas=crop_canvas,
         threads=threads, device=device, precision="bf16" if amp else precision,
     )  # fmt: skip
     say(json.dumps(run_bench(settings), indent=1))
@@ -354,12 +473,105 @@ def show(
         say(str(written))
 
 
+@app.command(name="show-bev")
+def show_bev(
+    lineages: Annotated[list[str], typer.Argument(help="Shown side by side.", show_default=False)],
+    seed: Seed = 0,
+    indices: Annotated[
+        str | None,
+        typer.Option(help="Validation images: --indices 0 10 20.", show_default="bev.pictures of the experiment"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("show"),
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps.", min=1, show_default="the most of bev.protocol")
+    ] = None,
+    eval_seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
+) -> None:
+    """Draw true and predicted maps of validation images.
+
+    Writes sample_0000.png and so on, by the image's place in the split, counted from 0: camera image, depth ground
+    truth, true map, and of each lineage the predicted map and where it is wrong.
+    """
+    from noisebox.config import load_experiment
+
+    line = load_experiment().bev
+    named = lineages if indices is None else [name for name in lineages if not name.isdecimal()]
+    more = [name for name in lineages if name not in named]  # --indices takes one; the rest of its numbers come here
+    places = line.pictures if indices is None else [_place(index) for index in (indices, *more)]
+    if not named or not places:
+        raise UserError("show-bev needs a lineage and an image: noisebox show-bev lss diffbev --indices 0 10 20")
+    checkpoints = {name: _checkpoint(graph.Lineage.parse(name).name, seed) for name in named}
+    files = {name: out / f"{name}.npz" for name in checkpoints}
+
+    from noisebox.evaluation.bev_maps import write_shown_maps
+    from noisebox.report.bev_pictures import write_sheets
+
+    for name, path in checkpoints.items():
+        most = steps or max(line.protocol.sample_steps)
+        write_shown_maps(path, files[name], places, steps=most, eval_seed=eval_seed)
+    for written in write_sheets(files, out):
+        say(str(written))
+
+
+def _place(index: str) -> int:
+    if not index.isdecimal():
+        raise UserError(f"--indices takes whole numbers from 0 on, such as --indices 0 10 20, not {index!r}")
+    return int(index)
+
+
+@app.command()
+def diagnose(
+    lineage: Lineage,
+    seed: Seed = 0,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.", min=1, show_default="the most measured")] = None,
+) -> None:
+    """Say why the mIoU of a map sticks.
+
+    Prints what the labels and the predictions of its evaluation are made of, how classes are confused, the IoU of each,
+    and a verdict: labels out of range, nothing labelled, collapsed, classes never predicted, or fine.
+
+    Exit code 0: fine; 1: another verdict; 2: a mistake.
+    """
+    from noisebox.report.bev_evaluations import read_confusion
+
+    name = graph.Lineage.parse(lineage).name
+    path = Path(graph.evaluation_folder(name, seed)) / "confusion.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; make it with: noisebox evaluate {name} --seed {seed}")
+    confusion = read_confusion(path)
+    steps, eval_seeds, counts = confusion.at(steps)
+
+    from noisebox.evaluation.diagnosis import diagnose as run_diagnosis
+    from noisebox.report.diagnosis import print_diagnosis
+    from noisebox.report.markdown import listed, plural
+
+    found = run_diagnosis(counts, confusion.classes, confusion.labels)
+    under = f"eval seed{'s' if len(eval_seeds) > 1 else ''} {listed(eval_seeds)}"
+    print_diagnosis(found, f"{name} seed{seed}, {plural(steps, 'sampling step')}, {under}")
+    raise typer.Exit(0 if found.verdict == "fine" else 1)
+
+
 @app.command()
 def sync() -> None:
     """After `dvc pull`: tell Snakemake what is up to date."""
     from noisebox.engines import sync as run_sync
 
     for line in run_sync(Path()):
+        say(line)
+
+
+@app.command()
+def merge() -> None:
+    """After a `git merge` with conflicts in what the engines write.
+
+    Settles dvc.lock, data.dvc and the report's files, and stages them for
+    the commit. Stages of both sides stay, and nothing is made again that
+    was made from what the merge holds. Conflicts in other files, such as
+    params/experiment.yaml, come first and are yours.
+    """
+    from noisebox.merge import merge as run_merge
+
+    for line in run_merge(Path()):
         say(line)
 
 

@@ -18,9 +18,14 @@ from dvc.repo import Repo
 
 from noisebox import graph
 from noisebox.errors import UserError
-from noisebox.files import read_yaml, write_text
+from noisebox.files import read_json, read_yaml, write_text
 
+DATA_LINES = ("detection", "aerial", "bev")
 LONG_AGO = 1_000_000_000  # older than any input, so Snakemake makes it again
+
+
+class NoRepositoryError(UserError):
+    """The project is in git only."""
 
 
 def record(root: Path, outputs: Iterable[str]) -> list[str]:
@@ -31,7 +36,7 @@ def record(root: Path, outputs: Iterable[str]) -> list[str]:
     """
     made = {Path(path).as_posix() for path in outputs if path}
     try:
-        with _repository(root) as repo:
+        with repository(root) as repo:
             with repo.lock:
                 stages = [stage for stage in _jobs(repo) if _outputs(stage, root) and _outputs(stage, root) <= made]
                 whole = [stage for stage in stages if _present(stage, root) == _outputs(stage, root)]
@@ -41,23 +46,28 @@ def record(root: Path, outputs: Iterable[str]) -> list[str]:
                     stage.commit(relink=False)  # a file linked anew would look newer than what was made from it
                 _dump(changed)
             said = [f"recorded {len(changed)} of {len(stages)} finished stages in dvc.lock"] if changed else []
-            return said + (_record_data(repo, root) if graph.DATA_MANIFEST in made else [])
-    except NotDvcRepoError:
-        return ["no DVC repository here: nothing recorded (`dvc init` makes one)"]
+            return said + (
+                _record_data(repo, root) if any(graph.data_manifest(line) in made for line in DATA_LINES) else []
+            )
+    except NoRepositoryError as error:
+        return [f"nothing recorded: {error}"]
 
 
 def _record_data(repo: Repo, root: Path) -> list[str]:
-    """Bring the embedded dataset under data.dvc, unless data.dvc pins other bytes for it."""
-    dataset = str(read_yaml(root / graph.DATA_MANIFEST)["dataset"])
-    folder, pin = graph.dataset_folder(dataset), root / graph.DATA_PIN
-    if not (root / folder).is_dir():
+    """Bring the embedded datasets under data.dvc, unless data.dvc pins other bytes for them."""
+    manifests = [root / graph.data_manifest(line) for line in DATA_LINES]
+    named = [str(read_json(path)["dataset"]) for path in manifests if path.is_file()]
+    folders = [graph.dataset_folder(name) for name in named if (root / graph.dataset_folder(name)).is_dir()]
+    pin = root / graph.DATA_PIN
+    if not folders:
         return []
-    if not pin.exists() or read_yaml(pin)["outs"][0]["path"] != folder:
-        write_text(pin, yaml.safe_dump({"outs": [{"path": folder, "hash": "md5"}]}, sort_keys=False))
+    if not pin.exists() or [out["path"] for out in read_yaml(pin)["outs"]] != folders:
+        outs = [{"path": folder, "hash": "md5"} for folder in folders]
+        write_text(pin, yaml.safe_dump({"outs": outs}, sort_keys=False))
         repo.commit(graph.DATA_PIN, force=True, relink=False)
-        return [f"{graph.DATA_PIN} now pins {folder}"]
+        return [f"{graph.DATA_PIN} now pins {', '.join(folders)}"]
     if any(repo.stage.load_one(graph.DATA_PIN).changed_entries()):
-        return [f"{folder} differs from what {graph.DATA_PIN} pins; left as it is"]
+        return [f"data/ differs from what {graph.DATA_PIN} pins; left as it is"]
     repo.commit(graph.DATA_PIN, force=True, relink=False)
     return []
 
@@ -68,7 +78,7 @@ def sync(root: Path) -> list[str]:
     DVC writes restored files with fresh modification times in any order. Current outputs are touched in the graph's
     order and noted in Snakemake's records; outputs of stale stages are dated long ago, so that they are made again.
     """
-    with _repository(root) as repo:
+    with repository(root) as repo:
         changed = {name for name, changes in repo.status().items() if not _is_pruned(changes)}
         jobs = _jobs(repo)
         current: list[Any] = []
@@ -122,12 +132,13 @@ def _dump(stages: list[Any]) -> None:
 
 
 @contextmanager
-def _repository(root: Path) -> Any:
+def repository(root: Path) -> Any:
+    """The DVC repository of `root`; what DVC cannot do with it is told as a UserError."""
     try:
         with Repo(str(root)) as repo:
             yield repo
     except NotDvcRepoError:
-        raise
+        raise NoRepositoryError("no DVC repository here (`dvc init` makes one)") from None
     except LockError as error:
         raise UserError(f"DVC is at work in this repository; wait for it to end ({error})") from None
     except DvcException as error:

@@ -12,11 +12,19 @@ def check_experiment(experiment: ExperimentConfig, root: Path = Path()) -> None:
 
     Raises UserError naming file, key and what fits.
     """
-    for recipe in experiment.recipes:
-        resolve(recipe, 0, experiment.scale, root, smoke=True)
-    for lineage in dict.fromkeys([*experiment.planned_lineages(), *experiment.lineages]):
+    for name, line in experiment.lines().items():
+        for recipe in line.recipes:
+            family = resolve(recipe, 0, experiment.scale, root, smoke=True).family
+            if graph.line_of(family) != name:
+                raise UserError(
+                    f"{root / graph.EXPERIMENT}: {recipe!r} is of family {family}, which is of the line "
+                    f"{graph.line_of(family)}, but stands among the recipes of {name}"
+                )
+        for lineage in dict.fromkeys([*line.planned_lineages(), *line.lineages]):
+            resolve(lineage, 0, experiment.scale, root)
+    for lineage in experiment.lineages:
         model = resolve(lineage, 0, experiment.scale, root).model
-        guided = lineage in experiment.lineages and "guidance" in experiment.asked[lineage]
+        guided = "guidance" in experiment.asked[lineage]
         if guided and not getattr(model, "quality_head", False):
             raise UserError(
                 f"{root / graph.EXPERIMENT}: asked.{lineage} has guidance, which needs a quality head: add a recipe "

@@ -12,11 +12,13 @@ from pathlib import Path
 from noisebox.errors import UserError
 
 EXPERIMENT = "params/experiment.yaml"
-DATA_MANIFEST = "data/manifest.json"
+DATA_MANIFEST = "data/detection.json"
 DATA_PIN = "data.dvc"
 REPORTS = "reports"
 MANIFEST = "results_manifest.tsv"
 RESULTS_MANIFEST = f"{REPORTS}/{MANIFEST}"
+LINES = {"yolc": "aerial", "bev": "bev"}  # of the families that are no detectors in street images
+METRICS = f"{REPORTS}/metrics"  # a folder: the scalars of each lineage, and nothing else
 RECIPE_PATTERN = r"[a-z][a-z0-9_]*"
 LINEAGE_PATTERN = rf"{RECIPE_PATTERN}(\+{RECIPE_PATTERN})*"
 
@@ -31,11 +33,14 @@ RUN_FILES = (
     "config.yaml",
     "run.json",
 )
-EVALUATION_FILES = ("results.tsv", "speed.tsv", "detections.json", "training.csv", "run.json")
+BEV_EVALUATION_FILES = ("results.tsv", "speed.tsv", "confusion.json", "maps.npz", "training.csv", "run.json")
+EVALUATION_FILES = ("results.tsv", "speed.tsv", "detections.json", "breakdown.json", "training.csv", "run.json")
+AERIAL_EVALUATION_FILES = (*EVALUATION_FILES, "looks.npz")
+PLOTS = ("loss", "steps", "tradeoff", "distillation", "guidance", "errors", "curves", "confusion")
+COMPARISON = ("miou", "iou", "loss", "lwce", "ldepth", "ldiff", "lr")  # plots of the BEV line
 REPORT_FILES = (
     "summary.md",
     MANIFEST,
-    "metrics.json",
     "tables/main.tsv",
     "tables/differences.tsv",
     "tables/speed.tsv",
@@ -44,42 +49,91 @@ REPORT_FILES = (
     "tables/distillation.tsv",
     "tables/ablations.tsv",
     "tables/guidance.tsv",
-    "plots/loss.png",
-    "plots/steps.png",
-    "plots/tradeoff.png",
-    "plots/distillation.png",
-    "plots/guidance.png",
+    "tables/errors.tsv",
+    "tables/sizes.tsv",
+    "tables/aerial.tsv",
+    "tables/aerial_differences.tsv",
+    *(f"plots/{name}.{form}" for name in PLOTS for form in ("png", "svg")),
     "pictures/detections.png",
+    "tables/bev.tsv",
+    "tables/bev_differences.tsv",
+    "comparison/summary.md",
+    *(f"comparison/{name}.{form}" for name in COMPARISON for form in ("png", "svg")),
+    "pictures/bev.png",
+    "pictures/aerial.png",
 )
 
 # What each verb computes with: files or folders below the repository's root. Both engines rerun a stage when one of
-# these changes; a test holds each list to the verb's real imports. What only names or words things (cli, graph,
-# errors) is left out on purpose. A training depends on its own family's model, smoke and evaluate on all.
-_BASE = ("src/noisebox/config.py", "src/noisebox/files.py", "src/noisebox/progress.py", "src/noisebox/randomness.py")
-_DATASET = ("src/noisebox/data/catalog.py", "src/noisebox/data/coco.py", "src/noisebox/data/world")
-_DETECTION = (
+# these changes; a test holds each list to the verb's real imports. Left out on purpose is what only names or words
+# things (cli, graph, errors), and for all verbs but `data` what draws the embedded worlds: data is known by its hash.
+# What smoke, train and evaluate compute with besides depends on the family.
+_CONFIG = tuple(
+    f"src/noisebox/config/{name}.py"
+    for name in ("__init__", "experiment", "families", "resolve", "run", "sampling", "section")
+)
+_BASE = (*_CONFIG, "src/noisebox/files.py", "src/noisebox/progress.py", "src/noisebox/randomness.py")
+_RUN = (
     *_BASE,
-    *_DATASET,
     "src/noisebox/structures.py",
+    "src/noisebox/data/stream.py",
+    "src/noisebox/models/__init__.py",
+    "src/noisebox/tasks/__init__.py",
+    "src/noisebox/evaluation/measuring.py",
+)
+_DATA = ("src/noisebox/data/catalog.py", "src/noisebox/data/datasets.py")
+_BOX_DATA = tuple(f"src/noisebox/data/{name}.py" for name in ("boxes", "coco", "visdrone"))
+_BEV_DATA = tuple(f"src/noisebox/data/{name}.py" for name in ("bev", "nuscenes", "nuscenes_tables"))
+_DEPTH = tuple(f"src/noisebox/data/{name}.py" for name in ("depth", "depth_check", "depth_stage"))
+CODE: dict[str, tuple[str, ...]] = {
+    "data": (*_BASE, *_DATA, *_BOX_DATA, *_BEV_DATA, "src/noisebox/data/world"),
+    "smoke": (*_RUN, "src/noisebox/training"),
+    "train": (*_RUN, "src/noisebox/training"),
+    "evaluate": (*_RUN, "src/noisebox/training/checkpoint.py"),
+    "depth_gt": (*_BASE, *_DATA, *_BEV_DATA, *_DEPTH),
+    "report": (*_BASE, "src/noisebox/config/bev.py", "src/noisebox/report"),
+}
+_DETECTION = (
+    *_DATA,
+    *_BOX_DATA,
     "src/noisebox/data/loader.py",
     "src/noisebox/data/transforms.py",
     "src/noisebox/evaluation/detection.py",
     "src/noisebox/evaluation/protocol.py",
+    "src/noisebox/tasks/detection.py",
 )
-CODE: dict[str, tuple[str, ...]] = {
-    "data": (*_BASE, *_DATASET),
-    "smoke": (*_DETECTION, "src/noisebox/diffusion", "src/noisebox/models", "src/noisebox/training"),
-    "train": (*_DETECTION, "src/noisebox/models/__init__.py", "src/noisebox/training"),
-    "evaluate": (
-        *_DETECTION,
-        "src/noisebox/diffusion",
-        "src/noisebox/models",
-        "src/noisebox/training/checkpoint.py",
-    ),
-    "report": (*_BASE, "src/noisebox/report"),
-}
 FAMILY_CODE: dict[str, tuple[str, ...]] = {
-    "diffusiondet": ("src/noisebox/diffusion", "src/noisebox/models/backbone.py", "src/noisebox/models/diffusiondet"),
+    "diffusiondet": (
+        *_DETECTION,
+        "src/noisebox/config/diffusiondet.py",
+        "src/noisebox/diffusion",
+        "src/noisebox/models/backbone.py",
+        "src/noisebox/models/diffusiondet",
+    ),
+    "yolc": (
+        *_DETECTION,
+        "src/noisebox/config/yolc.py",
+        "src/noisebox/models/backbone.py",
+        "src/noisebox/models/yolc",
+    ),
+    "bev": (
+        *_DATA,
+        *_BEV_DATA,
+        "src/noisebox/data/bev_loader.py",
+        "src/noisebox/data/depth.py",
+        "src/noisebox/evaluation/bev.py",
+        "src/noisebox/evaluation/evidence.py",
+        "src/noisebox/evaluation/segmentation.py",
+        "src/noisebox/tasks/bev.py",
+        "src/noisebox/config/bev.py",
+        "src/noisebox/models/backbone.py",
+        "src/noisebox/models/bev",
+    ),
+}
+_BOXES = tuple(f"src/noisebox/evaluation/{name}.py" for name in ("boxes", "breakdown", "evidence"))
+EVALUATION_CODE: dict[str, tuple[str, ...]] = {
+    "diffusiondet": _BOXES,
+    "yolc": (*_BOXES, "src/noisebox/evaluation/aerial.py"),
+    "bev": (),
 }
 
 
@@ -135,6 +189,26 @@ def dataset_folder(dataset: str) -> str:
     return f"data/{dataset}"
 
 
+def line_of(family: str) -> str:
+    """The line of research that a family belongs to; each line has one dataset."""
+    return LINES.get(family, "detection")
+
+
+def data_manifest(line: str) -> str:
+    """What describes the dataset of a line."""
+    return f"data/{line}.json"
+
+
+def depth_folder(split: str) -> str:
+    """Depth ground truth, one file per image."""
+    return f"depth_gt/{split}"
+
+
+def depth_report(split: str) -> str:
+    """What the depth ground truth of a split holds, with the hash of each file."""
+    return f"depth_gt/{split}.tsv"
+
+
 def smoke_tsv(recipe: str) -> str:
     return f"runs/{recipe}/smoke.tsv"
 
@@ -160,8 +234,9 @@ def evaluation_folder(lineage: str, seed: int | str) -> str:
     return f"evals/{lineage}/seed{seed}"
 
 
-def evaluation_outputs(lineage: str, seed: int | str) -> list[str]:
-    return [f"{evaluation_folder(lineage, seed)}/{name}" for name in EVALUATION_FILES]
+def evaluation_outputs(lineage: str, seed: int | str, line: str = "detection") -> list[str]:
+    files = {"aerial": AERIAL_EVALUATION_FILES, "bev": BEV_EVALUATION_FILES}.get(line, EVALUATION_FILES)
+    return [f"{evaluation_folder(lineage, seed)}/{name}" for name in files]
 
 
 def evaluation_inputs(lineage: str, seed: int | str) -> list[str]:
@@ -183,9 +258,11 @@ def log_file(verb: str, *subject: str | int) -> str:
 
 
 def code_files(verb: str, family: str | None = None, root: Path = Path()) -> list[str]:
-    """The Python files behind a verb, folders expanded; for `train` with those of the detector's family."""
+    """The Python files behind a verb, folders expanded, with those of a family."""
     files: set[str] = set()
-    for entry in (*CODE[verb], *(FAMILY_CODE[family] if family else ())):
+    of_family = FAMILY_CODE[family] if family else ()
+    of_evaluation = EVALUATION_CODE[family] if family and verb == "evaluate" else ()
+    for entry in (*CODE[verb], *of_family, *of_evaluation):
         path = root / entry
         found = path.rglob("*.py") if path.is_dir() else [path]
         files |= {file.relative_to(root).as_posix() for file in found}

@@ -1,9 +1,21 @@
-"""What travels between data, models and evaluation: a batch of images with its targets, and detections."""
+"""What travels between data, models and evaluation: batches of images with their targets, and detections."""
 
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+
+
+class Examples(Protocol):
+    """What training needs of a batch, whatever the task."""
+
+    def __len__(self) -> int: ...
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+    def part(self, rows: slice) -> Self:
+        """Those rows alone, padded as before."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,15 @@ class Batch:
             targets=tuple(target.to(device) for target in self.targets),
         )
 
+    def part(self, rows: slice) -> "Batch":
+        return Batch(
+            self.images[rows],
+            self.sizes_hw[rows],
+            self.original_hw[rows],
+            self.image_ids[rows],
+            self.targets[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Detections:
@@ -56,3 +77,37 @@ class Detections:
 
     def cpu(self) -> "Detections":
         return Detections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.labels.cpu())
+
+
+@dataclass(frozen=True)
+class BevBatch:
+    """B camera images with the ground before them.
+
+    `images`: (B, 3, H, W) float32 in [0, 1], RGB. `intrinsics`: (B, 3, 3) float32, in pixels of `images`. `image_ids`:
+    the key of all per-image randomness. `labels`: (B, rows, columns) int64 as stored, row 0 the farthest, column 0 the
+    leftmost. `gt_depth`: (B, 1, H, W) float32 metres, and `gt_depth_mask` bool, where it is known; nowhere without
+    depth ground truth.
+    """
+
+    images: Tensor
+    intrinsics: Tensor
+    image_ids: tuple[int, ...]
+    labels: Tensor
+    gt_depth: Tensor
+    gt_depth_mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def to(self, device: torch.device | str) -> "BevBatch":
+        return replace(
+            self,
+            images=self.images.to(device),
+            intrinsics=self.intrinsics.to(device),
+            labels=self.labels.to(device),
+            gt_depth=self.gt_depth.to(device),
+            gt_depth_mask=self.gt_depth_mask.to(device),
+        )
+
+    def part(self, rows: slice) -> "BevBatch":
+        return BevBatch(**{name: value[rows] for name, value in vars(self).items()})

@@ -8,7 +8,8 @@ rule report:
         evaluations=EVALUATIONS,
         code=graph.code_files("report"),
     output:
-        graph.report_outputs(),
+        shown(graph.report_outputs()),
+        metrics=directory(graph.METRICS),
     params:
         scale=EXPERIMENT.scale,
         train_seeds=EXPERIMENT.train_seeds,
@@ -17,6 +18,8 @@ rule report:
         protocols=config["protocols"],
         ablations=config["ablations"],
         pictures=config["pictures"],
+        aerial=config["aerial"],
+        bev=config["bev"],
     log:
         graph.log_file("report"),
     benchmark:

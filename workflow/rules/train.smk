@@ -12,21 +12,37 @@ def training_inputs(wildcards):
         raise WorkflowError(f"lineage {lineage.name}: {error}")
     return {
         "parent": [parent] if parent else [],
-        "teacher": [graph.checkpoint(*teacher)] if teacher and graph.checkpoint(*teacher) != parent else [],
+        "teacher": [teacher] if teacher and teacher != parent else [],
         "smoke": graph.smoke_tsv(lineage.recipe),
         "recipe": graph.recipe_file(lineage.recipe),
+        **data_inputs(recipes[-1].family),
         "code": graph.code_files("train", recipes[-1].family),
     }
+
+
+def data_inputs(family):
+    """What a family is trained on."""
+    line = graph.line_of(family)
+    depth = [graph.depth_report("train")] if line == "bev" else []
+    return {"manifest": graph.data_manifest(line), "depth": depth}
+
+
+def smoke_inputs(wildcards):
+    """What depends on the recipe's family."""
+    try:
+        family = load_recipe(wildcards.recipe).family
+    except UserError as error:
+        raise WorkflowError(str(error))
+    return {**data_inputs(family), "code": graph.code_files("smoke", family)}
 
 
 rule smoke:
     message:
         "smoke: a few iterations of recipe {wildcards.recipe}"
     input:
-        manifest=graph.DATA_MANIFEST,
+        unpack(smoke_inputs),
         recipe=graph.recipe_file("{recipe}"),
         scale=graph.scale_file(EXPERIMENT.scale),
-        code=graph.code_files("smoke"),
     output:
         tsv=graph.smoke_tsv("{recipe}"),
     params:
@@ -49,7 +65,6 @@ rule train:
         "train: {wildcards.lineage}, seed {wildcards.seed}"
     input:
         unpack(training_inputs),
-        manifest=graph.DATA_MANIFEST,
         scale=graph.scale_file(EXPERIMENT.scale),
     output:
         graph.run_outputs("{lineage}", "{seed}"),

@@ -1,1 +1,1 @@
-"""Datasets: what there is (catalog), how it is read (coco), shown (transforms) and batched (loader); the world."""
+"""Datasets: what there is (catalog), how it is read (coco, nuscenes, depth), shown and batched; the world."""

@@ -2,20 +2,15 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
-from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from noisebox.config import RunConfig
 from noisebox.data.coco import CocoSplit, ImageRecord, read_image
+from noisebox.data.stream import made_ahead, shuffled
 from noisebox.data.transforms import View, evaluation_view, show, training_view
 from noisebox.errors import UserError
-from noisebox.randomness import numpy_generator
 from noisebox.structures import Batch, Targets
 
 STRIDE = 32  # images are padded to a multiple of it, so that every level of the feature pyramid divides
@@ -53,9 +48,9 @@ class TrainingBatches:
 
     def _records(self, step: int) -> list[ImageRecord]:
         """The images of the whole batch."""
-        size, count = self.config.solver.batch_size, len(self.split.images)
-        places = (divmod(place, count) for place in range(step * size, (step + 1) * size))
-        return [self.split.images[_order(self.config.seed, epoch, count)[place]] for epoch, place in places]
+        config = self.config
+        places = shuffled(config.seed, step, config.solver.batch_size, len(self.split.images))
+        return [self.split.images[place] for place in places]
 
 
 class EvaluationBatches:
@@ -87,29 +82,13 @@ class EvaluationBatches:
 
 def training_loader(batches: TrainingBatches, start: int, stop: int, workers: int) -> Iterator[Batch]:
     """The batches of the steps from `start` up to, not including, `stop`, made ahead by `workers` processes if any."""
-    return _stream(batches, range(start, stop), workers)
+    return made_ahead(batches, range(start, stop), workers)
 
 
 def evaluation_batches(split: CocoSplit, config: RunConfig) -> Iterator[Batch]:
     """The batches of `EvaluationBatches` in their order, made ahead by `config.workers` processes if any."""
     batches = EvaluationBatches(split, config)
-    return _stream(batches, range(len(batches)), config.workers)
-
-
-def micro_batches(batch: Batch, accumulate: int) -> list[Batch]:
-    """A batch cut into `accumulate` equal parts of neighbouring images, all padded as before."""
-    share = len(batch) // accumulate
-    parts = (slice(k * share, (k + 1) * share) for k in range(accumulate))
-    return [
-        Batch(
-            batch.images[part],
-            batch.sizes_hw[part],
-            batch.original_hw[part],
-            batch.image_ids[part],
-            batch.targets[part],
-        )
-        for part in parts
-    ]
+    return made_ahead(batches, range(len(batches)), config.workers)
 
 
 class _DecodedImages:
@@ -131,11 +110,6 @@ class _DecodedImages:
 
 def _decoded(record: ImageRecord) -> Tensor:
     return torch.from_numpy(read_image(record)).permute(2, 0, 1).contiguous()
-
-
-@lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    return numpy_generator(seed, "order", epoch).permutation(count)
 
 
 def _padded_hw(views: Sequence[View]) -> tuple[int, int]:
@@ -161,31 +135,3 @@ def _batch(
         image_ids=tuple(record.id for record in records),
         targets=tuple(targets),
     )
-
-
-class _Indexed(Protocol):
-    def __getitem__(self, index: int, /) -> Batch: ...
-
-
-class _Told(Dataset[Batch | UserError]):
-    """Hands a UserError on as a value: raised in a worker process it would arrive wrapped in a traceback."""
-
-    def __init__(self, batches: _Indexed) -> None:
-        self.batches = batches
-
-    def __getitem__(self, index: int) -> Batch | UserError:
-        try:
-            return self.batches[index]
-        except UserError as error:
-            return error
-
-
-def _stream(batches: _Indexed, order: range, workers: int) -> Iterator[Batch]:
-    """The batches in order; the loader's generator is its own, because it would draw from the global one."""
-    loader = DataLoader(
-        _Told(batches), batch_size=None, sampler=order, num_workers=workers, generator=torch.Generator()
-    )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from noisebox.config import DiffusionDetConfig
+from noisebox.config.diffusiondet import DiffusionDetConfig
 from noisebox.diffusion.categorical import CategoricalDiffusion, one_hot, sample
 from noisebox.diffusion.gaussian import GaussianDiffusion
 from noisebox.randomness import KeyedRows

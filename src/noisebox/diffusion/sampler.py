@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
-from noisebox.config import GuidanceConfig, SamplerConfig, Sampling
+from noisebox.config import GuidanceConfig, Sampling
+from noisebox.config.diffusiondet import SamplerConfig
 from noisebox.diffusion.gaussian import GaussianDiffusion
 from noisebox.diffusion.labels import LabelProcess
 from noisebox.errors import UserError

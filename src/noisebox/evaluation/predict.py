@@ -12,7 +12,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from noisebox.config import RunConfig, Sampling
-from noisebox.data.catalog import READERS, open_split
+from noisebox.data.boxes import READERS
+from noisebox.data.catalog import open_split
 from noisebox.data.coco import EXIF_ORIENTATION, CocoSplit, ImageRecord, decode_image
 from noisebox.errors import UserError
 from noisebox.evaluation.detection import to_coco_results

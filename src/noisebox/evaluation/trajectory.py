@@ -14,8 +14,10 @@ from noisebox.data.coco import CocoSplit, ImageRecord
 from noisebox.data.loader import evaluation_batches
 from noisebox.diffusion.sampler import Prediction, RowKey, sampling_times
 from noisebox.errors import UserError, what_fits
+from noisebox.evaluation.boxes import pictures
+from noisebox.evaluation.measuring import autocast
 from noisebox.evaluation.predict import runnable
-from noisebox.evaluation.protocol import _pictures, autocast, measure
+from noisebox.evaluation.protocol import measure
 from noisebox.files import write_json
 from noisebox.models.diffusiondet.detector import DiffusionDet
 from noisebox.progress import Progress
@@ -49,7 +51,7 @@ def write_trajectories(
     with Progress(f"show {config.lineage} seed{config.seed}", len(split.images)) as progress:
         measured = measure(model, split, config, asked, progress)
     paths = trajectories(model, split, config, eval_seed, sampling)
-    content = _pictures(split, len(split.images), asked, measured)
+    content = pictures(split, len(split.images), asked, measured)
     images = [{**image, "trajectory": paths[image["id"]]} for image in content["images"]]
     write_json(path, {**content, "classes": list(split.classes), "images": images})
 

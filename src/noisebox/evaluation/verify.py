@@ -1,7 +1,6 @@
 """`noisebox verify`, second half: rows of results.tsv evaluated again from their checkpoints, to the printed digits."""
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import Any
 import torch
 
 from noisebox import graph
-from noisebox.config import GuidanceConfig, RunConfig, Sampling
+from noisebox.config import RunConfig, Sampling
 from noisebox.data.catalog import open_split, read_manifest
-from noisebox.data.coco import CocoSplit
 from noisebox.errors import UserError
-from noisebox.evaluation.protocol import measure, result_rows
-from noisebox.progress import Progress
+from noisebox.files import read_json
 from noisebox.randomness import numpy_generator
 from noisebox.report.manifest import CHECKPOINT, Entry
+from noisebox.tasks import measured_rows
 from noisebox.training.checkpoint import load_model
 from noisebox.training.provenance import environment
 
@@ -64,7 +62,7 @@ def evaluate_again(folder: Path, sound: Sequence[Entry], count: int, seed: int, 
     drawn = sorted(numpy_generator(seed, "verify").permutation(len(every))[:count].tolist())
     wanted: dict[Claim, dict[Sampling, None]] = {}
     for claim, row in (every[place] for place in drawn):
-        wanted.setdefault(claim, {})[sampling_of(row)] = None
+        wanted.setdefault(claim, {})[Sampling.of_columns(row)] = None
     outcomes = [_outcome(folder, claim, list(samplings), repository) for claim, samplings in wanted.items()]
     return Outcome(
         sum(each.rows for each in outcomes),
@@ -80,16 +78,6 @@ def _outcome(folder: Path, claim: Claim, samplings: Sequence[Sampling], reposito
         return Outcome(left_out=(str(error),))
 
 
-def sampling_of(row: Row) -> Sampling:
-    """The way to sample that a row of results.tsv is about."""
-    steps, scale = int(row["sample_step"]), float(row["guidance_scale"])
-    if scale == 0:
-        return Sampling(steps=steps)
-    guidance: dict[str, Any] = {"scale": scale, "mode": row["guidance_mode"]}
-    guidance |= {"langevin_steps": int(row["guidance_steps"]), "topk": int(row["guidance_topk"]) or None}
-    return Sampling(steps=steps, guidance=GuidanceConfig(**guidance))
-
-
 def _again(folder: Path, claim: Claim, samplings: Sequence[Sampling], repository: Path) -> Outcome:
     """Evaluate all rows of some ways to sample from one checkpoint, and compare them cell by cell.
 
@@ -99,18 +87,17 @@ def _again(folder: Path, claim: Claim, samplings: Sequence[Sampling], repository
     model, config, state = load_model(path)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"{path} was evaluated on a GPU, and there is none to be seen here")
-    split = _validation(claim.checkpoint, state["classes"], repository)
-    printed = [(line, row) for line, row in enumerate(claim.rows(folder), start=2) if sampling_of(row) in samplings]
-    asked = {each: [int(row["eval_seed"]) for _, row in printed if sampling_of(row) == each] for each in samplings}
+    split = _validation(claim.checkpoint, config, state["classes"], repository)
+    rows = [(line, Sampling.of_columns(row), row) for line, row in enumerate(claim.rows(folder), start=2)]
+    printed = [each for each in rows if each[1] in samplings]
+    asked = {way: [int(row["eval_seed"]) for _, own, row in printed if own == way] for way in samplings}
     torch.set_num_threads(config.threads)
     model.to(config.device)
-    with Progress(f"verify {config.lineage} seed{config.seed}", len(split.images)) as progress:
-        measured = measure(model, split, config, asked, progress)
     evidence = {"ckpt": claim.checkpoint.path, "ckpt_sha256": claim.checkpoint.sha256}
-    found = dict(zip(measured.metrics, result_rows(config, split, measured, evidence), strict=True))
+    found = measured_rows(model, split, config, asked, evidence, f"verify {config.lineage} seed{config.seed}")
     mismatches = []
-    for line, row in printed:
-        again = found[int(row["eval_seed"]), sampling_of(row)]
+    for line, way, row in printed:
+        again = found[int(row["eval_seed"]), way]
         if different := [name for name, value in again.items() if row.get(name) != str(value)]:
             place = f"{folder / claim.results.path}, line {line}: {different[0]}"
             mismatches.append(f"{place} is {row.get(different[0])}, but the checkpoint gives {again[different[0]]}")
@@ -119,16 +106,17 @@ def _again(folder: Path, claim: Claim, samplings: Sequence[Sampling], repository
     return Outcome(len(printed), tuple(mismatches))
 
 
-def _validation(checkpoint: Entry, classes: Sequence[str], repository: Path) -> CocoSplit:
+def _validation(checkpoint: Entry, config: RunConfig, classes: Sequence[str], repository: Path) -> Any:
     """The validation split that a checkpoint was evaluated on; raises UserError when it is not here."""
-    manifest = read_manifest(repository)
+    described = graph.data_manifest(graph.line_of(config.family))
+    manifest = read_manifest(repository, described)
     if manifest["hash"] != checkpoint.data_hash:
         raise UserError(
-            f"{repository / graph.DATA_MANIFEST} describes {manifest['dataset']!r} with hash {manifest['hash'][:12]}, "
+            f"{repository / described} describes {manifest['dataset']!r} with hash {manifest['hash'][:12]}, "
             f"but {checkpoint.path} was trained on data with hash {checkpoint.data_hash[:12] or 'unknown'}; name that "
             "dataset in the scale and run `noisebox data`"
         )
-    split = open_split(manifest["dataset"], "val", repository)
+    split = open_split(manifest["dataset"], "val", repository, described)
     if list(split.classes) != list(classes):
         raise UserError(f"{checkpoint.path} was trained for other classes than {split.name} has")
     return split
@@ -137,7 +125,7 @@ def _validation(checkpoint: Entry, classes: Sequence[str], repository: Path) -> 
 def _elsewhere(folder: Path, config: RunConfig, repository: Path) -> list[str]:
     """A sentence where the run was made on another machine or PyTorch, which may round otherwise."""
     run = folder / graph.evaluation_folder(config.lineage, config.seed) / "run.json"
-    made, here = json.loads(run.read_text(encoding="utf-8")), environment(config, repository)
+    made, here = read_json(run), environment(config, repository)
     facts = [
         (name, *(place.get(section, {}).get(name) for place in (made, here)))
         for section, name in (("packages", "torch"), ("hardware", "cpu"), ("hardware", "gpu"))

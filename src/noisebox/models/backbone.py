@@ -1,4 +1,4 @@
-"""Backbones: any timm network with feature maps at strides 4 to 32, followed by a feature pyramid of one width.
+"""Backbones: any timm network with feature maps at strides 4 to 32, alone or followed by a feature pyramid.
 
 Normalisation never looks at the batch: networks trained from scratch get GroupNorm in place of BatchNorm, pretrained
 ones keep their BatchNorm with statistics and affine parameters frozen. Dropout and stochastic depth are off, because
@@ -27,8 +27,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SLIM = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8}
 
 
-class Backbone(nn.Module):
-    """Images in, feature maps p2 to p5 out (Lin et al. 2017), at strides 4, 8, 16, 32, each with `hidden_dim` channels.
+class FeatureMaps(nn.Module):
+    """Images in, the network's own feature maps out, one for each of `strides`, which are the last of STRIDES.
 
     `name` is `slim` or any timm model with feature maps at these strides. With `pretrained`, timm's weights are loaded,
     unless `fetch_weights` is off because a checkpoint will bring them. Raises UserError when the name is unknown, the
@@ -38,24 +38,25 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, hidden_dim: int, pretrained: bool = False, fetch_weights: bool = True) -> None:
+    def __init__(
+        self, name: str, pretrained: bool = False, fetch_weights: bool = True, strides: tuple[int, ...] = STRIDES
+    ) -> None:
         super().__init__()
-        body = _create(name, pretrained and fetch_weights)
-        strides = tuple(body.feature_info.reduction())
-        if strides != STRIDES:
-            raise UserError(f"model.backbone: {name!r} has feature maps at strides {strides}; {STRIDES} are needed")
+        body = _create(name, pretrained and fetch_weights, len(strides))
+        found = tuple(body.feature_info.reduction())
+        if found != strides:
+            raise UserError(f"model.backbone: {name!r} has feature maps at strides {found}; {strides} are needed")
         _switch_off_dropout(body)
         self.body = freeze_batch_norm_2d(body) if pretrained else _with_group_norm(body)
-        channels = body.feature_info.channels()
+        self.channels: list[int] = body.feature_info.channels()
         # Transformers with feature maps (N, H, W, C) leave their stages unnormalised (Swin, Liu et al. 2021).
         self.channels_last = getattr(body, "output_fmt", None) == "NHWC"
-        self.norms = nn.ModuleList([nn.LayerNorm(width) for width in channels] if self.channels_last else [])
-        self.pyramid = FeaturePyramidNetwork(channels, hidden_dim)
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for width in self.channels] if self.channels_last else [])
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, ...]:
-        """Four maps (B, hidden_dim, ceil(H / stride), ceil(W / stride)), with H and W rounded up to multiples of 32.
+        """Maps (B, channels, ceil(H / stride), ceil(W / stride)), with H and W rounded up to multiples of 32.
 
         `images`: (B, 3, H, W) in [0, 1]. `sizes_hw`: (B, 2), the sizes without padding; the padding is set to 0 after
         normalisation, as if the mean colour were beyond the image.
@@ -67,16 +68,33 @@ class Backbone(nn.Module):
         features = self.body(F.pad(normalised, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1])))
         if self.channels_last:
             features = [norm(level).permute(0, 3, 1, 2) for norm, level in zip(self.norms, features, strict=True)]
+        return tuple(features)
+
+
+class Backbone(FeatureMaps):
+    """Images in, feature maps p2 to p5 out (Lin et al. 2017), at strides 4, 8, 16, 32, each with `hidden_dim` channels.
+
+    Raises UserError as `FeatureMaps` does.
+    """
+
+    def __init__(self, name: str, hidden_dim: int, pretrained: bool = False, fetch_weights: bool = True) -> None:
+        super().__init__(name, pretrained, fetch_weights)
+        self.pyramid = FeaturePyramidNetwork(self.channels, hidden_dim)
+
+    def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, ...]:
+        """Four maps (B, hidden_dim, ceil(H / stride), ceil(W / stride)); images and sizes as for `FeatureMaps`."""
+        features = super().forward(images, sizes_hw)
         levels = OrderedDict((f"p{index}", level) for index, level in enumerate(features, start=2))
         return tuple(self.pyramid(levels).values())
 
 
-def _create(name: str, pretrained: bool) -> Any:
-    """The timm network that returns its last four feature maps."""
+def _create(name: str, pretrained: bool, count: int) -> Any:
+    """The timm network that returns its last `count` feature maps."""
+    last = tuple(range(-count, 0))
     if name == "slim":
         if pretrained:
             raise UserError("model.pretrained: there are no weights for backbone 'slim'; set it to false")
-        return timm.create_model("resnet18", features_only=True, out_indices=(-4, -3, -2, -1), **SLIM)
+        return timm.create_model("resnet18", features_only=True, out_indices=last, **SLIM)
     if not timm.models.is_model(name):
         near = difflib.get_close_matches(name, ["slim", *timm.list_models()], 1)
         hint = f"did you mean {near[0]!r}?" if near else "timm.list_models() lists what there is"
@@ -86,7 +104,7 @@ def _create(name: str, pretrained: bool) -> Any:
         # Any image size; windows shift in every stage, also in those that fit in one window at the nominal size.
         options = {"strict_img_size": False, "always_partition": True}
     try:
-        return timm.create_model(name, pretrained, features_only=True, out_indices=(-4, -3, -2, -1), **options)
+        return timm.create_model(name, pretrained, features_only=True, out_indices=last, **options)
     except Exception as error:  # whatever the hub's client and what lies below it may raise
         if not pretrained:
             raise

@@ -4,25 +4,25 @@ A row of results.tsv is one checkpoint under one eval seed, sampled in one way: 
 """
 
 import csv
-import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
 from noisebox import graph
-from noisebox.config import ExperimentConfig, Sampling
+from noisebox.config import ExperimentConfig, ProtocolsConfig, Sampling
 from noisebox.errors import UserError
-from noisebox.report import pictures
-from noisebox.report.pictures import Pictures
+from noisebox.files import read_json
+from noisebox.report.breakdown import Breakdown, read_breakdown
 
 SIZES = ["APs", "APm", "APl"]
 METRICS = ["AP", "AP50", "AP75", *SIZES]
 CLASS_PREFIX = "AP-"
+IOU_PREFIX = "IoU-"
 
 
 def _text(cell: str) -> str:
@@ -44,11 +44,15 @@ def _number(cell: str) -> float:
         raise ValueError(f"must be a number or nan, not {cell!r}") from None
 
 
-def _ap(cell: str) -> float:
+def percentage(cell: str) -> float:
     value = _number(cell)
     if not (math.isnan(value) or 0 <= value <= 100):
         raise ValueError(f"must lie in 0 to 100 or be nan, not {cell!r}")
     return value
+
+
+def number_or_blank(cell: str) -> float:
+    return _number(cell) if cell else math.nan
 
 
 def _scale(cell: str) -> float:
@@ -79,28 +83,26 @@ GUIDANCE: Columns = {
     "guidance_steps": _count,
     "guidance_topk": _count,
 }
-RESULTS: Columns = {
-    **RUN,
-    **GUIDANCE,
-    **dict.fromkeys(METRICS, _ap),
-    "images": _count,
-    "ckpt": _text,
-    "ckpt_sha256": _text,
-}
+LOOK: Columns = {"crops": _count}  # 1 where the densest parts were looked at again
+EVIDENCE: Columns = {"images": _count, "ckpt": _text, "ckpt_sha256": _text}
+RESULTS: Columns = {**RUN, **GUIDANCE, **LOOK, **dict.fromkeys(METRICS, percentage), **EVIDENCE}
 SPEED: Columns = {
     **dict.fromkeys(["run", "device", "ckpt", "ckpt_sha256"], _text),
     **dict.fromkeys(["train_seed", "sample_step", "threads", "batch", "eval_seeds"], _count),
     **GUIDANCE,
+    **LOOK,
     "inference_s_per_img": _seconds,
 }
-TRAINING: Columns = {"mode": _text, "step": _count, "loss": lambda cell: _number(cell) if cell else math.nan}
+WAY = ("sample_step", *GUIDANCE, *LOOK)  # the columns that say how was sampled, in the order of Sampling.columns
+TRAINING: Columns = {"mode": _text, "step": _count, "loss": number_or_blank}
 
 
-def read_table(path: Path, columns: Columns, delimiter: str = "\t") -> pd.DataFrame:
-    """Read a table whose header holds at least `columns`, each with the function that reads its cells.
+def read_table(path: Path, columns: Columns, delimiter: str = "\t", optional: Columns | None = None) -> pd.DataFrame:
+    """Read a table whose header holds at least `columns`, each with the function that reads its cells, and maybe the
+    `optional` ones.
 
-    Columns named AP-<class> are read as AP; others stay text. Raises UserError, naming file, line and column, when the
-    file is missing, is no such table, has no rows, or a cell does not fit.
+    Columns named AP-<class> are read as AP, IoU-<class> as IoU; others are left out. Raises UserError, naming file,
+    line and column, when the file is missing, is no such table, has no rows, or a cell does not fit.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -119,9 +121,12 @@ def read_table(path: Path, columns: Columns, delimiter: str = "\t") -> pd.DataFr
     for line, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise UserError(f"{path}, line {line}: {len(row)} cells for {len(header)} columns; is the file cut off?")
-    readers = {name: columns.get(name, _ap if name.startswith(CLASS_PREFIX) else str) for name in header}
+    of_class = {name: percentage for name in header if name.startswith((CLASS_PREFIX, IOU_PREFIX))}
+    readers = of_class | (optional or {}) | columns
     named_cells = zip(header, zip(*rows, strict=True), strict=True)
-    return pd.DataFrame({name: _column(path, name, cells, readers[name]) for name, cells in named_cells})
+    return pd.DataFrame(
+        {name: _column(path, name, cells, readers[name]) for name, cells in named_cells if name in readers}
+    )
 
 
 def _column(path: Path, name: str, cells: Sequence[str], read: Callable[[str], Any]) -> list[Any]:
@@ -144,7 +149,9 @@ def read_evaluation(path: Path, columns: Columns, lineage: str, train_seed: int)
         strange = next((value for value in table[name] if value != expected), expected)
         if strange != expected:
             raise UserError(f"{path}: column {name!r} says {strange} where the folder says {expected}")
-    names = [name for name in (*RUN, *GUIDANCE) if name in table]
+    if "sample_step" not in columns:
+        return table
+    names = [name for name in (*RUN, *GUIDANCE, *LOOK) if name in table]
     (row, count), *_ = Counter(zip(*(table[name] for name in names), strict=True)).most_common(1)
     if count > 1:
         twice = ", ".join(f"{name} {value}" for name, value in zip(names, row, strict=True))
@@ -177,16 +184,29 @@ class Teacher:
     student_steps: int
 
 
+class Evaluated(Protocol):
+    """What every line of research tells of a run: results.tsv, and where the run comes from (run.json)."""
+
+    @property
+    def lineage(self) -> str: ...
+    @property
+    def train_seed(self) -> int: ...
+    @property
+    def results(self) -> pd.DataFrame: ...
+    @property
+    def provenance(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Run:
-    """What the report knows of one trained run: its evaluation's tables, curve, pictures and provenance (run.json)."""
+    """What the report knows of each trained run: its evaluation's tables, breakdown, curve, and run.json."""
 
     lineage: str
     train_seed: int
     results: pd.DataFrame
     speed: pd.DataFrame
     training: pd.DataFrame
-    pictures: Pictures
+    breakdown: Breakdown
     provenance: dict[str, Any]
     iterations: int
     teacher: Teacher | None
@@ -195,39 +215,53 @@ class Run:
 def read_run(lineage: str, train_seed: int, root: Path) -> Run:
     """Read what `noisebox evaluate` wrote; raises UserError naming a file that is missing or broken."""
     folder = root / graph.evaluation_folder(lineage, train_seed)
-    command = _command(lineage, train_seed)
-    for name in graph.EVALUATION_FILES:
+    results, speed = read_measured(folder, lineage, train_seed, graph.EVALUATION_FILES, RESULTS)
+    training = read_training(folder / "training.csv")
+    breakdown = read_breakdown(folder / "breakdown.json")
+    provenance = read_provenance(folder / "run.json")
+    return Run(lineage, train_seed, results, speed, training, breakdown, *provenance)
+
+
+def read_measured(
+    folder: Path, lineage: str, train_seed: int, files: Sequence[str], columns: Columns
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The results.tsv, with `columns`, and speed.tsv of an evaluation's folder, where all `files` must lie.
+
+    Raises UserError when a file is missing or broken, or they are of several checkpoints.
+    """
+    command = evaluate_command(lineage, train_seed)
+    for name in files:
         if not (folder / name).exists():
             raise UserError(f"{folder / name} does not exist; this makes it: {command}")
-    results = read_evaluation(folder / "results.tsv", RESULTS, lineage, train_seed)
+    results = read_evaluation(folder / "results.tsv", columns, lineage, train_seed)
     speed = read_evaluation(folder / "speed.tsv", SPEED, lineage, train_seed)
     if len({*results["ckpt_sha256"], *speed["ckpt_sha256"]}) > 1:
         raise UserError(f"{folder}: results.tsv and speed.tsv name several checkpoints in ckpt_sha256; run {command}")
-    training = read_training(folder / "training.csv")
-    pictured = pictures.read_pictures(folder / "detections.json")
-    return Run(lineage, train_seed, results, speed, training, pictured, *_read_provenance(folder / "run.json"))
+    return results, speed
 
 
-def _command(lineage: str, train_seed: int) -> str:
+def evaluate_command(lineage: str, train_seed: int) -> str:
     return f"noisebox evaluate {lineage} --seed {train_seed}"
 
 
-def _read_provenance(path: Path) -> tuple[dict[str, Any], int, Teacher | None]:
+def read_provenance(path: Path) -> tuple[dict[str, Any], int, Teacher | None]:
     """The whole of a run.json, the iterations of the lineage's last stage, and its teacher."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a mapping of keys to values, not a {type(content).__name__}")
+    content = read_json(path)
     try:
         taught = content.get("teacher")
-        teacher = Teacher(**{name: taught[name] for name in Teacher.__annotations__}) if taught else None
+        samples = taught and "use_teacher_crop" not in taught  # a YOLC teacher is no sampler that students are held to
+        teacher = Teacher(**{name: taught[name] for name in Teacher.__annotations__}) if taught and samples else None
         return content, int(content["iterations"]), teacher
     except KeyError as error:
         raise UserError(f"{path}: key {error} is missing") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path} is not what a training writes: {error}") from None
+
+
+def iterations_before(lineage: str, train_seed: int, iterations: Mapping[tuple[str, int], int]) -> int:
+    """How long the ancestors of a run were trained, as far as `iterations`, by lineage and train seed, tells."""
+    *ancestors, _ = graph.Lineage.parse(lineage).ancestry()
+    return sum(iterations.get((ancestor.name, train_seed), 0) for ancestor in ancestors)
 
 
 def results_path(lineage: str, train_seed: int) -> str:
@@ -236,6 +270,14 @@ def results_path(lineage: str, train_seed: int) -> str:
 
 def speed_path(lineage: str, train_seed: int) -> str:
     return f"{graph.evaluation_folder(lineage, train_seed)}/speed.tsv"
+
+
+def detections_path(lineage: str, train_seed: int) -> str:
+    return f"{graph.evaluation_folder(lineage, train_seed)}/detections.json"
+
+
+def breakdown_path(lineage: str, train_seed: int) -> str:
+    return f"{graph.evaluation_folder(lineage, train_seed)}/breakdown.json"
 
 
 @dataclass(frozen=True)
@@ -247,27 +289,27 @@ class Asked:
     speed: pd.DataFrame
 
 
-def asked(runs: Sequence[Run], name: str, experiment: ExperimentConfig) -> Asked:
-    """The rows for `protocols.<name>`: lineages in the experiment's order, rising steps, train seeds as given.
+def asked(runs: Sequence[Run], experiment: ExperimentConfig) -> dict[str, Asked]:
+    """The rows for each protocol: lineages in the experiment's order, rising steps, train seeds as given.
 
     Raises UserError, naming file and command, when an evaluation lacks a row that is asked for.
     """
-    results = pd.concat([run.results for run in runs], ignore_index=True)
-    speed = pd.concat([run.speed for run in runs], ignore_index=True)
-    protocol = experiment.protocols.by_name().get(name)
-    lineages = experiment.lineages_asked(name)
-    samplings = dict.fromkeys(sorted(protocol.asked(), key=lambda sampling: sampling.steps) if protocol else [])
-    eval_seeds = dict.fromkeys(protocol.eval_seeds if protocol else [])
-    taken = [
-        (run.lineage, run.train_seed, sampling)
-        for lineage in lineages
-        for sampling in samplings
-        for run in runs
-        if run.lineage == lineage
-    ]
-    of_results = [(lineage, seed, each, sampling) for lineage, seed, sampling in taken for each in eval_seeds]
-    of_speed = [(lineage, seed, None, sampling) for lineage, seed, sampling in taken]
-    return Asked(_rows(results, of_results, name), _rows(speed, of_speed, name))
+    results, speed = _Rows([run.results for run in runs]), _Rows([run.speed for run in runs])
+    protocols = experiment.protocols.by_name()
+    found = {}
+    for name in ProtocolsConfig.model_fields:
+        protocol = protocols.get(name)
+        samplings = dict.fromkeys(sorted(protocol.asked(), key=lambda sampling: sampling.steps) if protocol else [])
+        taken = [
+            (run.lineage, run.train_seed, sampling)
+            for lineage in experiment.lineages_asked(name)
+            for sampling in samplings
+            for run in runs
+            if run.lineage == lineage
+        ]
+        eval_seeds = list(dict.fromkeys(protocol.eval_seeds if protocol else []))
+        found[name] = Asked(results.of(taken, eval_seeds, name), speed.of(taken, [None], name))
+    return found
 
 
 def unguided(runs: Sequence[Run], lineages: Sequence[str], eval_seeds: Sequence[int]) -> Asked:
@@ -282,34 +324,34 @@ def unguided(runs: Sequence[Run], lineages: Sequence[str], eval_seeds: Sequence[
     return Asked(*(table.reset_index(drop=True) for table in tables))
 
 
-def _rows(table: pd.DataFrame, wanted: Sequence[tuple[str, int, int | None, Sampling]], name: str) -> pd.DataFrame:
-    """The rows of lineage, train seed, eval seed (None in speed.tsv) and sampling, in the order wanted."""
-    eval_seeds = table["eval_seed"] if "eval_seed" in table else [None] * len(table)
-    keys = zip(table["run"], table["train_seed"], eval_seeds, *(table[cell] for cell in _CELLS), strict=True)
-    place = {key: row for row, key in enumerate(keys)}
-    found = []
-    for lineage, train_seed, eval_seed, sampling in wanted:
-        row = place.get((lineage, train_seed, eval_seed, *_cells(sampling)))
-        if row is None:
-            path = (speed_path if eval_seed is None else results_path)(lineage, train_seed)
-            under = "" if eval_seed is None else f" under eval seed {eval_seed}"
-            raise UserError(
-                f"{path} has no row for {described(sampling)}{under}, which protocols.{name} in {graph.EXPERIMENT} "
-                f"asks for; this makes it: {_command(lineage, train_seed)}"
-            )
-        found.append(row)
-    return table.iloc[found].reset_index(drop=True)
+class _Rows:
+    """The rows of all results.tsv, or of all speed.tsv, found by what they are about."""
 
+    def __init__(self, tables: Sequence[pd.DataFrame]) -> None:
+        self.table = pd.concat(tables, ignore_index=True)
+        eval_seeds = self.table["eval_seed"] if "eval_seed" in self.table else [None] * len(self.table)
+        ways = (self.table[name] for name in WAY)
+        keys = zip(self.table["run"], self.table["train_seed"], eval_seeds, *ways, strict=True)
+        self.place = {key: row for row, key in enumerate(keys)}
 
-_CELLS = ("sample_step", *GUIDANCE)
-
-
-def _cells(sampling: Sampling) -> tuple[int, float, str, int, int]:
-    """A way to sample as results.tsv and speed.tsv write it."""
-    guidance = sampling.guidance
-    if guidance.scale == 0:
-        return sampling.steps, 0.0, "none", 0, 0
-    return sampling.steps, guidance.scale, guidance.mode, guidance.langevin_steps, guidance.topk or 0
+    def of(
+        self, taken: Sequence[tuple[str, int, Sampling]], eval_seeds: Sequence[int | None], protocol: str
+    ) -> pd.DataFrame:
+        """The rows of each lineage, train seed and sampling, for each eval seed (None in speed.tsv), in that order."""
+        found = []
+        for lineage, train_seed, sampling in taken:
+            way = sampling.columns().values()
+            for eval_seed in eval_seeds:
+                row = self.place.get((lineage, train_seed, eval_seed, *way))
+                if row is None:
+                    path = (speed_path if eval_seed is None else results_path)(lineage, train_seed)
+                    under = "" if eval_seed is None else f" under eval seed {eval_seed}"
+                    raise UserError(
+                        f"{path} has no row for {described(sampling)}{under}, which protocols.{protocol} in "
+                        f"{graph.EXPERIMENT} asks for; this makes it: {evaluate_command(lineage, train_seed)}"
+                    )
+                found.append(row)
+        return self.table.iloc[found].reset_index(drop=True)
 
 
 def described(sampling: Sampling) -> str:

@@ -14,8 +14,9 @@ import pandas as pd
 
 from noisebox import graph
 from noisebox.errors import UserError, what_fits
-from noisebox.files import atomic_path, read_yaml, write_text
+from noisebox.files import atomic_path, read_json, read_yaml, write_text
 from noisebox.report import markdown
+from noisebox.report.bev_evaluations import RESULTS as BEV_RESULTS
 from noisebox.report.evaluations import RESULTS, read_evaluation
 from noisebox.report.manifest import CHECKPOINT, Entry, compare, entry_of, read_manifest, write_manifest
 from noisebox.report.statistics import summarise
@@ -71,35 +72,47 @@ def _copy(entries: Sequence[Entry], root: Path, staging: Path) -> list[Entry]:
         run.append(f"{graph.run_folder(lineage, seed)}/config.yaml")
         facts = {name: getattr(entry, name) for name in ("lineage", "train_seed", "git_commit", "data_hash", "when")}
         more += [(path, facts) for path in run if path != entry.path]
-    more += [(path, {}) for path in _dataset(entries, root)]
     for path in [*(entry.path for entry in entries), *(path for path, _ in more)]:
         if not (root / path).is_file():
             raise UserError(f"{root / path} does not exist, so it cannot be delivered; `dvc pull` may bring it back")
+    more += [(path, {}) for path in _dataset(entries, root)]
+    for path in [*(entry.path for entry in entries), *(path for path, _ in more)]:
         with atomic_path(staging / path) as temporary:
             shutil.copyfile(root / path, temporary)
     return [entry_of(staging, path, Path(path).stem, **facts) for path, facts in more]
 
 
 def _dataset(entries: Sequence[Entry], root: Path) -> list[str]:
-    """The files that describe the dataset which all runs were trained on."""
-    manifest = read_yaml(root / graph.DATA_MANIFEST)  # JSON is YAML
+    """The files that describe the datasets which the runs were trained on."""
+    files: dict[str, None] = {}
     for entry in entries:
+        described = graph.data_manifest(_line(root, entry))
+        manifest = read_json(root / described)
         if entry.data_hash != manifest.get("hash"):
             raise UserError(
-                f"{root / graph.DATA_MANIFEST} describes other data than {entry.path} was made from; name its dataset "
+                f"{root / described} describes other data than {entry.path} was made from; name its dataset "
                 "in the scale and run `noisebox data`"
             )
-    return [graph.DATA_MANIFEST, graph.dataset_file(manifest["dataset"])]
+        files |= dict.fromkeys([described, graph.dataset_file(manifest["dataset"])])
+    return list(files)
+
+
+def _line(folder: Path, entry: Entry) -> str:
+    """The line of research that a run belongs to, by its resolved configuration."""
+    config = read_yaml(folder / f"{graph.run_folder(entry.lineage, entry.train_seed or 0)}/config.yaml")
+    return graph.line_of(config["family"])
 
 
 def readme(name: str, entries: Sequence[Entry], folder: Path) -> str:
     """One page: what is delivered, how it is checked and evaluated again, and how it is shared."""
     place = graph.deliverable(name)
-    data = read_yaml(folder / graph.DATA_MANIFEST)
+    data = [read_json(path) for path in sorted((folder / "data").glob("*.json"))]
     scale = read_yaml(next(folder.glob(f"{graph.run_folder('*', '*')}/config.yaml")))["scale"]
     first = next(entry for entry in entries if entry.kind == CHECKPOINT)
-    embedded = data["definition"]["kind"] == "world"
-    fetch = "draws it" if embedded else f"checks it, once `{graph.dataset_file(data['dataset'])}` names where it lies"
+    embedded = all(each["definition"]["kind"].startswith("world") for each in data)
+    named = markdown.listed(f"`{graph.dataset_file(each['dataset'])}`" for each in data)
+    fetch = "draws it" if embedded else f"checks it, once {named} names where it lies"
+    datasets = markdown.listed(f"`{each['dataset']}`, hash `{each['hash'][:12]}`" for each in data)
     commits = markdown.listed(f"`{entry.git_commit}`" for entry in entries if entry.git_commit)
     return f"""# {name}
 
@@ -108,17 +121,17 @@ A deliverable of Noisebox: checkpoints, and the results that they gave. It does 
 
 {_levels(entries, folder)}
 
-*AP from 0 to 100 without guidance: mean over train seeds and standard deviation across them, by sampling steps. Every
-single result, those with guidance too, is a row of a `results.tsv`.*
+*AP, or mIoU where a lineage segments, from 0 to 100 without guidance: mean over train seeds and standard deviation
+across them, by sampling steps. Every single result, those with guidance too, is a row of a `results.tsv`.*
 
 | path | what |
 |---|---|
 | `runs/<lineage>/seed<k>/model_final.pth` | the checkpoint: weights, resolved configuration, classes |
 | `runs/<lineage>/seed<k>/config.yaml`, `run.json`, `metrics.csv` | configuration, origin and curve of its training |
 | `evals/<lineage>/seed<k>/results.tsv`, `speed.tsv` | AP and time of every eval seed × steps × guidance |
-| `{graph.DATA_MANIFEST}`, `{graph.dataset_file(data["dataset"])}` | what the dataset holds; its definition |
+| `data/*.json`, {named} | what the dataset holds; its definition |
 
-Code: {commits or "no commit known"}. Scale: `{scale}`. Dataset: `{data["dataset"]}`, hash `{data["hash"][:12]}`.
+Code: {commits or "no commit known"}. Scale: `{scale}`. Dataset: {datasets}.
 
 ## Check it, and evaluate it again
 
@@ -156,15 +169,27 @@ $ git pull && dvc pull {place} && noisebox verify {place}
 
 
 def _levels(entries: Sequence[Entry], folder: Path) -> str:
-    """AP without guidance, by lineage and sampling steps."""
+    """AP or mIoU without guidance, by lineage, sampling steps and crops."""
     runs = [entry for entry in entries if entry.kind == "results" and entry.train_seed is not None]
-    tables = [read_evaluation(folder / run.path, RESULTS, run.lineage, run.train_seed or 0) for run in runs]
-    results = pd.concat([table.sort_values("sample_step", kind="stable") for table in tables])
-    rows = summarise(results[results["guidance_scale"] == 0]).to_dict("records")
-    header = ["lineage", "steps", "AP", "std", "train seeds", "results"]
+    tables = []
+    for run in runs:
+        columns = BEV_RESULTS if _line(folder, run) == "bev" else RESULTS
+        table = read_evaluation(folder / run.path, columns, run.lineage, run.train_seed or 0)
+        if "mIoU" in table:
+            table = table.rename(columns={"mIoU": "AP"}).assign(guidance_scale=0.0, crops=0)
+        tables.append(table.sort_values("sample_step", kind="stable"))
+    results = pd.concat(tables)
+    unguided = results[results["guidance_scale"] == 0]
+    rows = summarise(unguided, cell=["run", "sample_step", "crops"]).to_dict("records")
+    header = ["lineage", "steps", "AP or mIoU", "std", "train seeds", "results"]
     cells = [
         [
-            *[f"`{row['run']}`", str(row["sample_step"]), markdown.number(row["AP"]), markdown.number(row["AP_std"])],
+            *[
+                f"`{row['run']}`" + (", crops" if row["crops"] else ""),
+                str(row["sample_step"]),
+                markdown.number(row["AP"]),
+                markdown.number(row["AP_std"]),
+            ],
             *[str(row["train_seeds"]), str(row["runs"])],
         ]
         for row in rows

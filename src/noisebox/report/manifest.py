@@ -7,6 +7,7 @@ of the training behind the file, as the evaluation passed them on; so the same e
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -16,11 +17,12 @@ from noisebox import graph
 from noisebox.config import ExperimentConfig
 from noisebox.errors import UserError
 from noisebox.files import sha256, write_text
-from noisebox.report.evaluations import RESULTS, SPEED, Columns, Run, read_evaluation, read_table
+from noisebox.report.evaluations import RESULTS, Columns, Evaluated, read_evaluation, read_table
 
 CHECKPOINT = "checkpoint"
 TABLE = "table"
-NAMING_A_CHECKPOINT = {"results": RESULTS, "speed": SPEED}  # kinds whose rows have a column ckpt_sha256
+NAMING_A_CHECKPOINT = ("results", "speed")  # kinds whose rows have a column ckpt_sha256
+NAMES: Columns = {name: RESULTS[name] for name in ("run", "train_seed", "ckpt_sha256")}
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ READERS: Columns = {"path": _inside, "sha256": _digest, "size": _count_or_nothin
 COLUMNS: Columns = {field.name: READERS.get(field.name, str) for field in fields(Entry)}
 
 
-def report_entries(experiment: ExperimentConfig, runs: Sequence[Run], root: Path) -> list[Entry]:
+def report_entries(experiment: ExperimentConfig, runs: Sequence[Evaluated], root: Path) -> list[Entry]:
     """What the manifest says after a report of `runs`: each checkpoint and all that its evaluation wrote, run by run in
     the report's order, then the report's tables, which must be written by now."""
     entries = []
@@ -79,13 +81,14 @@ def report_entries(experiment: ExperimentConfig, runs: Sequence[Run], root: Path
         path, digest = run.results.iloc[0][["ckpt", "ckpt_sha256"]]
         size = run.provenance.get("checkpoint", {}).get("size")
         entries.append(Entry(path, digest, size, CHECKPOINT, **facts))
-        written = graph.evaluation_outputs(run.lineage, run.train_seed)
+        line = next(name for name, line in experiment.lines().items() if run.lineage in line.lineages)
+        written = graph.evaluation_outputs(run.lineage, run.train_seed, line)
         entries += [entry_of(root, name, PurePosixPath(name).stem, **facts) for name in written]
     tables = [path for path in graph.report_outputs() if path.endswith(".tsv") and path != graph.RESULTS_MANIFEST]
     return entries + [entry_of(root, path, TABLE) for path in tables]
 
 
-def _facts(experiment: ExperimentConfig, run: Run) -> dict[str, Any]:
+def _facts(experiment: ExperimentConfig, run: Evaluated) -> dict[str, Any]:
     provenance = run.provenance
     commit = provenance.get("git_commit") or ""
     return {
@@ -127,8 +130,8 @@ def read_manifest(path: Path) -> list[Entry]:
     """Read a manifest; raises UserError, naming file and line, when it is missing or no such table."""
     table = read_table(path, COLUMNS)
     entries = [_entry(row) for row in table[list(COLUMNS)].to_dict("records")]
-    paths = [entry.path for entry in entries]
-    if twice := next((name for name in paths if paths.count(name) > 1), None):
+    rows = Counter(entry.path for entry in entries)
+    if twice := next((name for name, count in rows.items() if count > 1), None):
         raise UserError(f"{path}: {twice} has two rows")
     return entries
 
@@ -173,11 +176,10 @@ def compare(folder: Path, entries: Sequence[Entry], progress: Callable[[int, int
 
 def _naming_others(path: Path, entry: Entry, checkpoint: str | None) -> Iterator[str]:
     """The first row that names another checkpoint than the run's, in a sentence; nothing where none does."""
-    columns = NAMING_A_CHECKPOINT.get(entry.kind)
-    if columns is None or entry.train_seed is None:
+    if entry.kind not in NAMING_A_CHECKPOINT or entry.train_seed is None:
         return
     try:
-        named = read_evaluation(path, columns, entry.lineage, entry.train_seed)["ckpt_sha256"]
+        named = read_evaluation(path, NAMES, entry.lineage, entry.train_seed)["ckpt_sha256"]
     except UserError as error:
         yield str(error)
         return

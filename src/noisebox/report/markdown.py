@@ -38,6 +38,11 @@ def link(text: str, path: str) -> str:
     return f"[{text}](../{path})"
 
 
+def plot(shows: str, name: str) -> str:
+    """A plot of the report in summary.md; a click on it opens the SVG."""
+    return f"[![{shows}](plots/{name}.png)](plots/{name}.svg)"
+
+
 def links(files: str) -> str:
     """Links to one file per train seed, given joined by ',' as in the tables, each named by its folder."""
     return " ".join(link(Path(file).parent.name, file) for file in files.split(","))

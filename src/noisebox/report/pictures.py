@@ -3,7 +3,6 @@
 Small images are enlarged by a whole factor, large ones reduced, so that a column is about CELL pixels wide.
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from noisebox.errors import UserError
-from noisebox.files import atomic_path
+from noisebox.files import atomic_path, read_json
 
 SCORE = 0.3  # a detection below is drawn only where an image has none above
 FALLBACK = 3  # so many, dashed, are drawn then
@@ -65,12 +64,10 @@ class Pictures:
 
 def read_pictures(path: Path) -> Pictures:
     """Read an evaluation's detections.json; raises UserError naming the file and what is wrong in it."""
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         images = tuple(_picture(entry) for entry in content["images"])
         return Pictures(int(content["sample_step"]), int(content["eval_seed"]), images)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
     except KeyError as error:
         raise UserError(f"{path}: key {error} is missing") from None
     except (ValueError, TypeError, AttributeError) as error:
@@ -112,28 +109,29 @@ def picture_grid(columns: dict[str, Pictures], classes: Sequence[str], root: Pat
                 f"{lineages[0]!r} and {lineage!r} were evaluated on different images: evaluate both on the same dataset"
             )
     widest = max((image.width for image in images), default=CELL)
-    factor = round(CELL / widest) or 1 if widest < 1.5 * CELL else CELL / widest
-    cell = _scaled(widest, max((image.height for image in images), default=1), factor)
-    heads = [_wrapped(title, cell[0]) for title in ("ground truth", *lineages)]
+    factor = cell_factor(widest)
+    cell = scaled_size(widest, max((image.height for image in images), default=1), factor)
+    heads = [wrapped_name(title, cell[0]) for title in ("ground truth", *lineages)]
     top = MARGIN + max(len(lines) for lines in heads) * HEAD_LINE
     bottom = top + len(images) * (cell[1] + GAP)
     width = len(heads) * (cell[0] + GAP) - GAP
     colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(classes)}
     named = len(colours) > len(COLOURS)  # a colour means several classes then, so the labels say which
-    legend = _legend({} if named else colours, width)
+    legend = class_legend({} if named else colours, width)
     grid = Image.new("RGB", (width + 2 * MARGIN, bottom + legend.height + MARGIN), "white")
     grid.paste(legend, (MARGIN, bottom))
     draw = ImageDraw.Draw(grid)
     lefts = [MARGIN + column * (cell[0] + GAP) for column in range(len(heads))]
     for left, lines in zip(lefts, heads, strict=True):
-        draw.multiline_text((left, top - 6), "\n".join(lines), "black", _font(HEAD_SIZE), anchor="ld")
+        draw.multiline_text((left, top - 6), "\n".join(lines), "black", font_of(HEAD_SIZE), anchor="ld")
     for row, image in enumerate(images):
-        photograph = _load(root, image)
-        photograph = photograph.resize(_scaled(*photograph.size, factor), Image.Resampling.LANCZOS)
+        photograph = load_photograph(root, image)
+        photograph = photograph.resize(scaled_size(*photograph.size, factor), Image.Resampling.LANCZOS)
         drawn = [(image.ground_truth, True), *(shown(columns[lineage].images[row]) for lineage in lineages)]
         for left, (boxes, passing) in zip(lefts, drawn, strict=True):
-            annotated = _annotated(photograph, boxes, factor, colours, not passing, named)
-            grid.paste(annotated, (left, top + row * (cell[1] + GAP)))
+            grid.paste(
+                with_boxes(photograph, boxes, factor, colours, not passing, named), (left, top + row * (cell[1] + GAP))
+            )
     return grid
 
 
@@ -143,7 +141,7 @@ def write_png(image: Image.Image, path: Path) -> None:
         image.save(temporary)
 
 
-def _load(root: Path, image: Picture) -> Image.Image:
+def load_photograph(root: Path, image: Picture) -> Image.Image:
     path = root / image.file
     try:
         with Image.open(path) as opened:
@@ -160,17 +158,22 @@ def _load(root: Path, image: Picture) -> Image.Image:
     return photograph
 
 
-def _scaled(width: int, height: int, factor: float) -> tuple[int, int]:
+def cell_factor(width: int) -> float:
+    """What brings an image of so many pixels to a cell: a whole factor for one that is not much wider, at least 1."""
+    return round(CELL / width) or 1 if width < 1.5 * CELL else CELL / width
+
+
+def scaled_size(width: int, height: int, factor: float) -> tuple[int, int]:
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
-def _annotated(
+def with_boxes(
     photograph: Image.Image, boxes: Sequence[Box], factor: float, colours: dict[str, str], dashed: bool, named: bool
 ) -> Image.Image:
     """The image with its boxes, the best on top, and their labels where there is room for them."""
     photograph = photograph.copy()
     draw = ImageDraw.Draw(photograph)
-    edges = [_edges(box, factor) for box in boxes]
+    edges = [pixel_edges(box, factor) for box in boxes]
     for box, around in reversed(list(zip(boxes, edges, strict=True))):
         _rectangle(draw, around, colours.get(box.label, UNKNOWN), dashed)
     tags: list[Edges] = []
@@ -180,7 +183,7 @@ def _annotated(
         if text and tag:
             tags.append(tag)
             draw.rectangle(tag, fill=colours.get(box.label, UNKNOWN))
-            draw.text((tag[0] + 2, (tag[1] + tag[3] + 1) / 2), text, "black", _font(TAG_SIZE), anchor="lm")
+            draw.text((tag[0] + 2, (tag[1] + tag[3] + 1) / 2), text, "black", font_of(TAG_SIZE), anchor="lm")
     return photograph
 
 
@@ -190,7 +193,7 @@ def _label(box: Box, named: bool) -> str:
     return f"{box.label} {score}".rstrip() if named else score
 
 
-def _edges(box: Box, factor: float) -> Edges:
+def pixel_edges(box: Box, factor: float) -> Edges:
     """The first and last pixels of a box in the drawn image."""
     left, top, right, bottom = (round(side * factor) for side in box.xyxy)
     return left, top, max(left, right - 1), max(top, bottom - 1)
@@ -215,7 +218,7 @@ def _rectangle(draw: ImageDraw.ImageDraw, edges: Edges, colour: str, dashed: boo
 
 def _free_place(text: str, around: Edges, size: tuple[int, int], taken: Sequence[Edges]) -> Edges | None:
     """Where a label fits at a corner of its box, inside the image and clear of those taken; None if nowhere."""
-    width, height = math.ceil(_font(TAG_SIZE).getlength(text)) + 4, TAG_SIZE + 2
+    width, height = math.ceil(font_of(TAG_SIZE).getlength(text)) + 4, TAG_SIZE + 2
     left, top, right, bottom = around
     for y in (top - height, bottom + 1, top):
         for x in (left, right + 1 - width):
@@ -230,9 +233,9 @@ def _overlap(one: Edges, other: Edges) -> bool:
     return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
 
 
-def _legend(colours: dict[str, str], width: int) -> Image.Image:
+def class_legend(colours: dict[str, str], width: int) -> Image.Image:
     """Each class beside a patch of its colour, in as many lines as it takes."""
-    font, places, x, y = _font(HEAD_SIZE), [], 0, 0
+    font, places, x, y = font_of(HEAD_SIZE), [], 0, 0
     for name in colours:
         length = 27 + math.ceil(font.getlength(name))
         if x and x + length > width:
@@ -247,16 +250,16 @@ def _legend(colours: dict[str, str], width: int) -> Image.Image:
     return legend
 
 
-def _wrapped(title: str, width: int) -> list[str]:
+def wrapped_name(title: str, width: int) -> list[str]:
     """A lineage's name in lines of at most `width` pixels, broken before a '+'."""
     lines = [""]
     for part in re.split(r"(?=\+)", title):
-        fits = _font(HEAD_SIZE).getlength(lines[-1] + part) <= width
+        fits = font_of(HEAD_SIZE).getlength(lines[-1] + part) <= width
         lines = [*lines[:-1], lines[-1] + part] if fits or not lines[-1] else [*lines, part]
     return lines
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as it comes with matplotlib, the same on every machine."""
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size, layout_engine=BASIC)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,22 +18,25 @@ from matplotlib import colormaps, style
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
 from noisebox.files import atomic_path
 from noisebox.report.markdown import signed
-from noisebox.report.statistics import CELL, seed_means, summarise
+from noisebox.report.statistics import CELL, interval, seed_means, summarise
 
 # Okabe and Ito (2008), told apart with any colour vision; yellow and black are left out, for paper and axes.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DIVERGING, NO_NUMBER = "RdBu", "#dddddd"  # Brewer's, told apart with any colour vision as well
 DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+HATCH = {"-": "", "--": "/////", ":": ".....", "-.": "xxxxx"}  # of a bar, for the line style of its lineage
 MARKERS = ("o", "s", "^", "D")
 WIDTH, HEIGHT, DPI = 3.4, 2.3, 300  # inches, inches, dots per inch
-PANEL = 1.5  # inches: the height of each of several panels
+PANEL, BAR = 1.5, 0.075  # inches: heights of each of several panels, and of a bar
 LEGEND_LINE, LEGEND_WIDTH = 0.14, 50  # inches, characters
+TICK_GAP = 0.04  # share of a logarithmic axis that two ticks need between them
 SPREAD = 1.12  # ratio of the last to the first of several lineages' places at one step count, beside each other
 NARROW = 22  # characters: names up to this long stand two by two in the legend
 LINE, SMALL = 1.3, 6  # points: a line's width, the size of letters inside a plot
@@ -61,7 +64,7 @@ STYLE = {
     "legend.fontsize": 7,
     "legend.handlelength": 1.8,
     "lines.solid_capstyle": "round",
-    "savefig.facecolor": "white",
+    "svg.hashsalt": "noisebox",
 }
 
 
@@ -75,12 +78,13 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's training loss: `steps` and `loss` of equal length, `start` the iterations its ancestors were trained."""
+    """What a run's training gave, such as its loss: `steps` and `values` of equal length, `start` the iterations its
+    ancestors were trained."""
 
     lineage: str
     train_seed: int
     steps: tuple[int, ...]
-    loss: tuple[float, ...]
+    values: tuple[float, ...]
     start: int = 0
 
 
@@ -90,44 +94,56 @@ def appearance(place: int) -> Look:
     return Look(PALETTE[colour], DASHES[turn % len(DASHES)], MARKERS[turn % len(MARKERS)])
 
 
-def loss_plot(curves: Sequence[Curve], looks: Mapping[str, Look], path: Path) -> None:
+def loss_plot(curves: Sequence[Curve], looks: Mapping[str, Look], path: Path, label: str = "training loss") -> None:
     """Draw each run's loss (thin) and, per lineage, the mean over its train seeds where all have a value."""
-    block = max((curve.start + max(curve.steps, default=0) for curve in curves), default=0) / POINTS
-    means = []
-    with _figure(path, _lines(looks)) as (axes,):
-        for lineage, look in looks.items():
-            of_lineage = [curve for curve in curves if curve.lineage == lineage and curve.steps]
-            if not of_lineage:
-                continue
-            table = _losses(of_lineage, block)
-            means.append(table.mean(axis="columns", skipna=False))
-            if len(of_lineage) > 1:
-                axes.plot(table.index, table.to_numpy(), color=look.colour, linewidth=0.6, alpha=0.4)
-            dot = look.marker if len(table) == 1 else None
-            axes.plot(table.index, means[-1], marker=dot, color=look.colour, linestyle=look.dashes, linewidth=LINE)
-        axes.set_xlabel("iterations")
-        axes.set_ylabel("training loss")
-        axes.set_xlim(left=0)
-        drawn = pd.concat(means) if means else pd.Series(dtype=float)
+    with figure_of(path, lines_of(looks)) as (axes,):
+        drawn = draw_curves(axes, curves, looks)
+        axes.set_ylabel(label)
         fall = drawn.max() / drawn.min() if drawn.min() > 0 else 0.0
         if fall > LOG_FROM:
             axes.set_yscale("log")
+            axes.set_ylabel("training loss (log scale)")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8) if fall < 10 else (1, 2, 5)))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _losses(curves: Sequence[Curve], block: float) -> pd.DataFrame:
+def draw_curves(
+    axes: Axes, curves: Sequence[Curve], looks: Mapping[str, Look], marked: bool = False, nested: bool = False
+) -> "pd.Series[float]":
+    """Each run (thin) and per lineage the mean over its train seeds where all have a value, against iterations; if
+    `marked`, with a marker at each; if `nested`, the first lineages wider, to be seen behind others of the same values.
+    Returns the means of all lineages."""
+    block = max((curve.start + max(curve.steps, default=0) for curve in curves), default=0) / POINTS
+    means = []
+    for place, (lineage, look) in enumerate(looks.items()):
+        of_lineage = [curve for curve in curves if curve.lineage == lineage and curve.steps]
+        if not of_lineage:
+            continue
+        table = _by_iteration(of_lineage, block)
+        means.append(table.mean(axis="columns", skipna=False))
+        if len(of_lineage) > 1:
+            axes.plot(table.index, table.to_numpy(), color=look.colour, linewidth=0.6, alpha=0.4)
+        width = LINE * (len(looks) - place) if nested else LINE
+        (line,) = axes.plot(table.index, means[-1], color=look.colour, linestyle=look.dashes, linewidth=width)
+        if marked or len(table) == 1:
+            line.set(marker=look.marker, markersize=3)
+    axes.set_xlabel("iterations")
+    axes.set_xlim(left=0)
+    return pd.concat(means) if means else pd.Series(dtype=float)
+
+
+def _by_iteration(curves: Sequence[Curve], block: float) -> pd.DataFrame:
     """A column per train seed, a row per logged iteration, or per block of `block` iterations where these are fewer."""
-    losses = {curve.train_seed: pd.Series(curve.loss, np.add(curve.steps, curve.start)) for curve in curves}
-    table = pd.DataFrame(losses).sort_index().rename_axis("iteration").reset_index()
+    values = {curve.train_seed: pd.Series(curve.values, np.add(curve.steps, curve.start)) for curve in curves}
+    table = pd.DataFrame(values).sort_index().rename_axis("iteration").reset_index()
     return table.groupby(np.ceil(table["iteration"] / block)).mean().set_index("iteration")
 
 
 def steps_plot(results: pd.DataFrame, looks: Mapping[str, Look], path: Path) -> None:
     """Draw AP against sampling steps: mean over train seeds with its interval, each train seed a point."""
     summary, points = summarise(results), seed_means(results)
-    with _figure(path, _lines(looks)) as (axes,):
+    with figure_of(path, lines_of(looks)) as (axes,):
         for aside, (lineage, look) in zip(_asides(len(looks)), looks.items(), strict=True):
             mean, own = summary[summary["run"] == lineage], points[points["run"] == lineage]
             steps = mean["sample_step"] * aside
@@ -141,7 +157,7 @@ def steps_plot(results: pd.DataFrame, looks: Mapping[str, Look], path: Path) -> 
 
 def tradeoff_plot(table: pd.DataFrame, looks: Mapping[str, Look], path: Path) -> None:
     """Draw `tables/tradeoff.tsv`: against sampling steps AP with its interval, and seconds per image."""
-    with _figure(path, _lines(looks), panels=2) as (above, below):
+    with figure_of(path, lines_of(looks), panels=2) as (above, below):
         for aside, (lineage, look) in zip(_asides(len(looks)), looks.items(), strict=True):
             rows = table[table["run"] == lineage]
             steps = rows["sample_step"] * aside
@@ -153,7 +169,7 @@ def tradeoff_plot(table: pd.DataFrame, looks: Mapping[str, Look], path: Path) ->
         _ap_axis(above, table)
         below.set_yscale("log")
         _log_ticks(below.yaxis)
-        below.set_ylabel("seconds per image")
+        below.set_ylabel("s per image (log scale)")
 
 
 def distillation_plot(table: pd.DataFrame, points: pd.DataFrame, looks: Mapping[str, Look], path: Path) -> None:
@@ -164,7 +180,7 @@ def distillation_plot(table: pd.DataFrame, points: pd.DataFrame, looks: Mapping[
     learned_from = table.groupby("teacher")["teacher_steps"].max()
     legend: dict[str, Line2D] = {}
     drawn = []
-    with _figure(path, legend) as (axes,):
+    with figure_of(path, legend) as (axes,):
         for lineage, look in looks.items():
             own, lesson = table[table["run"] == lineage], points[points["run"] == lineage]
             if lineage in learned_from:
@@ -184,7 +200,7 @@ def distillation_plot(table: pd.DataFrame, points: pd.DataFrame, looks: Mapping[
         _ap_axis(axes, pd.concat(drawn))
         _log_ticks(axes.xaxis)
         axes.set_xlabel("seconds per image (log scale)")
-        times = pd.concat(drawn).groupby("sample_step")["s_per_img"].mean()
+        times = apart(pd.concat(drawn).groupby("sample_step")["s_per_img"].mean())
         above = axes.secondary_xaxis("top")
         above.set_xticks(times.to_numpy(), [str(steps) for steps in times.index])
         above.xaxis.set_minor_locator(NullLocator())
@@ -199,11 +215,11 @@ def guidance_plot(table: pd.DataFrame, path: Path) -> None:
     modes, bands = list(guided["guidance_mode"].unique()), list(guided.groupby(CELL, sort=False))
     limit = max(0.01, guided["delta"].abs().max())
     colours = colormaps[DIVERGING].with_extremes(bad=NO_NUMBER)
-    with _canvas(path) as figure:
+    with canvas(path) as figure:
         figure.set_size_inches(WIDTH, (0.8 + 0.2 * guided["guidance_scale"].nunique()) * len(bands))
         parts = figure.subfigures(len(bands), squeeze=False)[:, 0]
         for ((lineage, steps), band), part in zip(bands, parts, strict=True):
-            part.suptitle(_broken(f"{lineage}, sampling steps: {steps}"))
+            part.suptitle(broken(f"{lineage}, sampling steps: {steps}"))
             panels = part.subplots(1, len(modes), squeeze=False)[0]
             for mode, axes in zip(modes, panels, strict=True):
                 of_mode = band[band["guidance_mode"] == mode]
@@ -228,7 +244,7 @@ def guidance_plot(table: pd.DataFrame, path: Path) -> None:
 
 def words_plot(words: str, path: Path) -> None:
     """Write a picture of words, where there is nothing to draw."""
-    with _canvas(path) as figure:
+    with canvas(path) as figure:
         figure.set_size_inches(WIDTH, 0.6)
         figure.text(0.5, 0.5, fill(words, LEGEND_WIDTH), ha="center", va="center")
 
@@ -260,6 +276,17 @@ def _ap_axis(axes: Axes, rows: pd.DataFrame, points: "pd.Series[float] | None" =
         axes.set_ylim(max(low - below, 0) - room / 5, high + above + room / 5)
 
 
+def apart(times: "pd.Series[float]") -> "pd.Series[float]":
+    """Those of some times that stand clear of each other on a logarithmic axis, where they are to be told."""
+    rising = times.sort_values()
+    width = math.log(rising.iloc[-1] / rising.iloc[0])
+    kept = [0]
+    for place in range(1, len(rising)):
+        if math.log(rising.iloc[place] / rising.iloc[kept[-1]]) > TICK_GAP * width:
+            kept.append(place)
+    return rising.iloc[kept]
+
+
 def _steps_axis(axes: Axes, steps: "pd.Series[int]") -> None:
     """A logarithmic axis of sampling steps, with a tick at each that was measured."""
     counts = sorted(steps.unique())
@@ -277,7 +304,7 @@ def _log_ticks(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _lines(looks: Mapping[str, Look]) -> dict[str, Line2D]:
+def lines_of(looks: Mapping[str, Look]) -> dict[str, Line2D]:
     """What a legend shows of lineages that are drawn as lines."""
     return {
         lineage: Line2D([], [], color=look.colour, linestyle=look.dashes, linewidth=LINE)
@@ -286,11 +313,11 @@ def _lines(looks: Mapping[str, Look]) -> dict[str, Line2D]:
 
 
 @contextmanager
-def _figure(path: Path, legend: Mapping[str, Line2D], panels: int = 1) -> Iterator[list[Axes]]:
+def figure_of(path: Path, legend: Mapping[str, Line2D], panels: int = 1) -> Iterator[list[Axes]]:
     """Yield the axes of a figure, panels below each other, that is then written to `path`, its legend at the bottom."""
-    with _canvas(path) as figure:
+    with canvas(path) as figure:
         yield list(figure.subplots(panels, sharex=True, squeeze=False)[:, 0])
-        names = [_broken(name) for name in legend]
+        names = [broken(name) for name in legend]
         columns = 2 if len(names) > 1 and max(len(name) for name in names) <= NARROW else 1
         lines = math.ceil(sum(name.count("\n") + 1 for name in names) / columns)
         plots = HEIGHT if panels == 1 else PANEL * panels + 0.3
@@ -299,17 +326,59 @@ def _figure(path: Path, legend: Mapping[str, Line2D], panels: int = 1) -> Iterat
 
 
 @contextmanager
-def _canvas(path: Path) -> Iterator[Figure]:
-    """Yield an empty figure in our style that is then written to `path`."""
+def bars_of(
+    path: Path,
+    names: Sequence[str],
+    values: Mapping[str, "np.ndarray[Any, np.dtype[np.float64]]"],
+    looks: Mapping[str, Look],
+) -> Iterator[Axes]:
+    """Yield the axes of a figure that is then written to `path`: for each name a group of bars, one a lineage, from
+    its `values` (train seeds, names): their mean with its 95 % interval as far as the axis goes, and of several train
+    seeds each a point."""
+    thickness = 0.8 / len(values)
+    with canvas(path) as figure:
+        legend = [broken(lineage) for lineage in values]
+        figure.set_size_inches(WIDTH, BAR * len(names) * (len(values) + 1) + 0.5 + legend_height(legend))
+        axes, bars = figure.subplots(), []
+        for row, (lineage, of_seeds) in enumerate(values.items()):
+            places = np.arange(len(names)) + (row - (len(values) - 1) / 2) * thickness
+            means, ends = of_seeds.mean(axis=0), np.array([interval(column) for column in of_seeds.T]).T
+            look = looks[lineage]
+            drawn = axes.barh(places, means, 0.9 * thickness, facecolor=look.colour, edgecolor="white")
+            for bar in drawn.patches:
+                bar.set(linewidth=0, hatch=HATCH[look.dashes], hatch_linewidth=0.5)
+            bars.append(drawn.patches[0])
+            if len(of_seeds) > 1:
+                axes.errorbar(means, places, xerr=np.abs(ends - means), fmt="none", ecolor="black", elinewidth=0.5)
+                seeds = np.broadcast_to(places, of_seeds.shape).ravel()
+                axes.scatter(of_seeds.ravel(), seeds, 2.5, "white", edgecolors="black", linewidths=0.4, zorder=3)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        yield axes
+        figure.legend(bars, legend, loc="outside lower center")
+
+
+def legend_height(names: Sequence[str]) -> float:
+    return LEGEND_LINE * sum(name.count("\n") + 1 for name in names)
+
+
+@contextmanager
+def canvas(path: Path) -> Iterator[Figure]:
+    """Yield an empty figure in our style that is then written to `path`, a PNG, and beside it as SVG."""
     with style.context(["default", STYLE]):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
+        pixels: Any = FigureCanvasAgg(figure)
         yield figure
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=DPI, metadata={"Software": None})
+            pixels.print_png(temporary, metadata={"Software": None})
+        figure.set_layout_engine("none")  # both forms are laid out alike
+        vectors: Any = FigureCanvasSVG(figure)
+        with atomic_path(path.with_suffix(".svg")) as temporary:
+            vectors.print_svg(temporary, metadata={"Date": None, "Creator": None})
 
 
-def _broken(lineage: str) -> str:
+def broken(lineage: str) -> str:
     """A lineage's name in lines of at most LEGEND_WIDTH characters, broken before a '+'."""
     lines = [""]
     for part in re.split(r"(?=\+)", lineage):

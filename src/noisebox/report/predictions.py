@@ -8,7 +8,7 @@ from PIL import Image
 
 from noisebox.errors import UserError
 from noisebox.progress import Progress
-from noisebox.report.pictures import CELL, COLOURS, Box, Picture, _annotated, _load, _scaled, write_png
+from noisebox.report.pictures import CELL, COLOURS, Box, Picture, load_photograph, scaled_size, with_boxes, write_png
 
 WIDEST = 1280  # pixels: wider images are reduced, those narrower than CELL enlarged by a whole factor
 
@@ -47,7 +47,7 @@ def write_pictures(results: Path, images: Path, root: Path, folder: Path) -> lis
         for picture in pictures:
             stem = Path(picture.file).stem
             path = folder / f"{stem if stems[stem] == 1 else picture.file}.png"
-            write_png(drawn(_load(root, picture), picture, colours), path)
+            write_png(drawn(load_photograph(root, picture), picture, colours), path)
             written.append(path)
             progress.advance()
     return written
@@ -56,6 +56,6 @@ def write_pictures(results: Path, images: Path, root: Path, folder: Path) -> lis
 def drawn(photograph: Image.Image, picture: Picture, colours: dict[str, str]) -> Image.Image:
     """The photograph with all detections of `picture`, in the colours of their classes."""
     factor = max(1, CELL // photograph.width) if photograph.width <= WIDEST else WIDEST / photograph.width
-    scaled = photograph.resize(_scaled(*photograph.size, factor), Image.Resampling.LANCZOS)
+    scaled = photograph.resize(scaled_size(*photograph.size, factor), Image.Resampling.LANCZOS)
     ranked = sorted(picture.detections, key=lambda box: -(box.score or 0.0))
-    return _annotated(scaled, ranked, factor, colours, False, True)
+    return with_boxes(scaled, ranked, factor, colours, False, True)

@@ -11,8 +11,10 @@ import pandas as pd
 from noisebox import graph
 from noisebox.config import ExperimentConfig, GuidanceProtocol
 from noisebox.report import pictures
-from noisebox.report.evaluations import SIZES, Asked, Run, results_path
+from noisebox.report.breakdown import Breakdown
+from noisebox.report.evaluations import SIZES, Asked, Evaluated, Run, detections_path, results_path
 from noisebox.report.markdown import ABSENT, MINUS, link, links, listed, number, plural, signed, table
+from noisebox.report.pictures import Pictures
 from noisebox.report.statistics import reach
 from noisebox.report.tables import CONTROL, Row, Taught, class_columns, not_asked, records
 
@@ -51,11 +53,11 @@ def what_was_run(experiment: ExperimentConfig, runs: Sequence[Run], iterations: 
     return "\n".join(lines)
 
 
-def _data_hash(run: Run) -> str:
+def _data_hash(run: Evaluated) -> str:
     return f"`{(run.provenance.get('data_hash') or 'unknown')[:SHORT]}`"
 
 
-def _commit(run: Run) -> str:
+def _commit(run: Evaluated) -> str:
     commit = run.provenance.get("git_commit")
     named = f"commit `{commit[:SHORT]}`" if commit else "no commit"
     return named + (" with uncommitted changes" if run.provenance.get("git_dirty") else "")
@@ -85,12 +87,12 @@ def main(rows: pd.DataFrame) -> str:
             row["iterations"],
             str(row["sample_step"]),
             number(row["AP"]),
-            _interval(row, "AP", number),
+            interval_cell(row, "AP", number),
             ABSENT if row["train_seeds"] == 1 else number(row["AP_std"]),
             ABSENT if row["runs"] == 1 else number(row["AP_std_flat"]),
             number(row["AP50"]),
             number(row["AP75"]),
-            _seeds(row),
+            seeds_cell(row),
             links(row["results"]),
         ]
         for row in records(rows)
@@ -98,13 +100,13 @@ def main(rows: pd.DataFrame) -> str:
     below = " No AP is below 0, though the arithmetic of an interval may be." if (rows["AP_low"] < 0).any() else ""
     caption = (
         "*AP: mean over train seeds of each one's mean over eval seeds; AP50 and AP75 likewise. 95 % interval: "
-        f"Student's t over the train seeds' means. {_reach(rows)}{below} std: population standard deviation across "
-        f"these means; flat std: of all runs. Iterations: of the lineage's last stage.* {_numbers('main')}"
+        f"Student's t over the train seeds' means. {reach_note(rows)}{below} std: population standard deviation across "
+        f"these means; flat std: of all runs. Iterations: of the lineage's last stage.* {numbers_link('main')}"
     )
     return f"{table(header, cells)}\n\n{caption}"
 
 
-def _reach(rows: pd.DataFrame) -> str:
+def reach_note(rows: pd.DataFrame) -> str:
     """What the number of train seeds means for the intervals of a table."""
     seeds = int(rows["train_seeds"].min())
     if seeds < 2:
@@ -115,18 +117,18 @@ def _reach(rows: pd.DataFrame) -> str:
     )
 
 
-def _interval(row: Row, name: str, written: Callable[[float], str] = signed) -> str:
+def interval_cell(row: Row, name: str, written: Callable[[float], str] = signed) -> str:
     """The ends of a 95 % interval, or a dash where there is none."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return ABSENT if math.isnan(low) else f"{written(low)} to {written(high)}".replace("-", MINUS)
 
 
-def _judged(row: Row, name: str) -> list[str]:
+def judged_cells(row: Row, name: str) -> list[str]:
     """A difference, its interval, and its verdict."""
-    return [signed(row[name]), _interval(row, name), row[f"{name}_verdict"]]
+    return [signed(row[name]), interval_cell(row, name), row[f"{name}_verdict"]]
 
 
-def _seeds(row: Row) -> str:
+def seeds_cell(row: Row) -> str:
     return f"{row['train_seeds']} × {row['eval_seeds']}"
 
 
@@ -135,7 +137,7 @@ def _spread(row: Row, name: str) -> str:
     return ABSENT if math.isnan(row[name]) and row["train_seeds"] == 1 else number(row[name])
 
 
-def _numbers(name: str) -> str:
+def numbers_link(name: str) -> str:
     return f"Numbers: [tables/{name}.tsv](tables/{name}.tsv)."
 
 
@@ -164,7 +166,7 @@ def train_seeds(steps: pd.DataFrame) -> str:
         linked = link(number(row["AP"]), results_path(row["run"], row["train_seed"]))
         cells.setdefault((row["run"], row["sample_step"]), []).append(linked)
     rows = [[f"`{run}`", str(step), *values] for (run, step), values in cells.items()]
-    caption = f"*AP; each value links to its results.tsv.* {_numbers('steps')}"
+    caption = f"*AP; each value links to its results.tsv.* {numbers_link('steps')}"
     return f"{table(['lineage', 'steps', *(f'train seed {seed}' for seed in seeds)], rows)}\n\n{caption}"
 
 
@@ -173,7 +175,7 @@ def steps_caption(main: pd.DataFrame) -> str:
     overlap = " Bars that overlap say nothing of a difference, which is paired: see [Differences](#differences)."
     return (
         f"*AP against sampling steps, lineages beside each other: mean over train seeds (line){bars(main)}, each train "
-        f"seed (points).{overlap if bars(main) else ''}* {_numbers('steps')}"
+        f"seed (points).{overlap if bars(main) else ''}* {numbers_link('steps')}"
     )
 
 
@@ -199,7 +201,7 @@ def classes(main: pd.DataFrame) -> str:
     names = [name.removeprefix("AP-") for name in class_columns(main)]
     header = ["lineage", "steps", *names, "small", "medium", "large"]
     reason = f" {ABSENT}: nan in every run, as where the ground truth has no such object." if absent else ""
-    caption = f"*AP, means as above, from the same results.tsv.{reason}* {_numbers('main')}"
+    caption = f"*AP, means as above, from the same results.tsv.{reason}* {numbers_link('main')}"
     return f"{table(header, rows)}\n\n{caption}"
 
 
@@ -225,7 +227,7 @@ def differences(rows: pd.DataFrame) -> str:
     cells = [
         [
             *[f"`{row['run']}`", f"{row['relation']} `{row['reference']}`", str(row["sample_step"])],
-            *[*_judged(row, "delta"), ABSENT if math.isnan(row["delta_p_holm"]) else _p(row["delta_p_holm"])],
+            *[*judged_cells(row, "delta"), ABSENT if math.isnan(row["delta_p_holm"]) else p_cell(row["delta_p_holm"])],
             *[str(row["pairs"]), str(row["train_seeds"]), links(row["results"]), links(row["reference_results"])],
         ]
         for row in records(rows)
@@ -234,17 +236,17 @@ def differences(rows: pd.DataFrame) -> str:
     control = f" The control is the parent trained on as before, by recipe `{CONTROL}`." if has_control else ""
     caption = (
         "*Δ: AP minus that of the reference, paired by train and eval seed; mean over train seeds."
-        f"{control}{_unpaired(rows)} {INTERVAL} {_reach(rows)} {VERDICT}* "
-        f"{_numbers('differences')}"
+        f"{control}{unpaired_note(rows)} {INTERVAL} {reach_note(rows)} {VERDICT}* "
+        f"{numbers_link('differences')}"
     )
     return f"{table(header, cells)}\n\n{caption}"
 
 
-def _p(value: float) -> str:
+def p_cell(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _unpaired(rows: pd.DataFrame) -> str:
+def unpaired_note(rows: pd.DataFrame) -> str:
     """How much was left out because the other side lacks it; nothing where all is paired."""
     parted = rows[rows["unpaired"] > 0]
     if parted.empty:
@@ -270,11 +272,11 @@ def tradeoff(rows: pd.DataFrame) -> str:
     cells = [
         [
             *[f"`{row['run']}`", str(row["sample_step"]), number(row["AP"]), _spread(row, "AP_std")],
-            *([ABSENT] * 3 if row["sample_step"] == fewest[row["run"]] else _judged(row, "delta")),
+            *([ABSENT] * 3 if row["sample_step"] == fewest[row["run"]] else judged_cells(row, "delta")),
             *[
                 f"{row['s_per_img']:.4f}",
                 f"{row['ratio']:.1f}",
-                _seeds(row),
+                seeds_cell(row),
                 links(row["results"]),
                 links(row["speed"]),
             ],
@@ -284,7 +286,7 @@ def tradeoff(rows: pd.DataFrame) -> str:
     caption = (
         "*AP and its standard deviation across train seeds as in the main table. Δ: AP minus that at the fewest steps, "
         f"paired by train and eval seed. {AS_BEFORE} Seconds per image and eval seed; ratio: to the fewest steps.* "
-        f"{_numbers('tradeoff')}"
+        f"{numbers_link('tradeoff')}"
     )
     return f"{table(header, cells)}\n\n{caption}"
 
@@ -298,14 +300,14 @@ def distillation(rows: pd.DataFrame, asked: Asked, taught: Taught, runs: Sequenc
     ]
     cells = []
     for row in records(rows):
-        many = [number(row["teacher_AP"]), *_judged(row, "gap")] if row["pairs"] else [ABSENT] * 4
-        one = [number(row["teacher_AP_1"]), *_judged(row, "gap_1")] if row["pairs_1"] else [ABSENT] * 4
+        many = [number(row["teacher_AP"]), *judged_cells(row, "gap")] if row["pairs"] else [ABSENT] * 4
+        one = [number(row["teacher_AP_1"]), *judged_cells(row, "gap_1")] if row["pairs_1"] else [ABSENT] * 4
         seconds = [f"{row['teacher_s_per_img']:.4f}", f"{row['speedup']:.1f}"] if row["pairs"] else [ABSENT] * 2
         cells.append(
             [
                 *[f"`{row['run']}`", str(row["sample_step"]), number(row["AP"]), _spread(row, "AP_std")],
                 *[_teacher(row), str(row["teacher_steps"]), *many, *one],
-                *[f"{row['s_per_img']:.4f}", *seconds, _seeds(row), links(row["results"])],
+                *[f"{row['s_per_img']:.4f}", *seconds, seeds_cell(row), links(row["results"])],
             ]
         )
     missing = listed(f"`{run}` seed {seed} at {plural(n, 'step')}" for run, seed, n in not_asked(asked, taught))
@@ -313,7 +315,7 @@ def distillation(rows: pd.DataFrame, asked: Asked, taught: Taught, runs: Sequenc
     caption = (
         "*n: the steps of the teacher's that the student learned from. Gap: the student's AP minus the teacher's at n "
         f"steps or at 1 step, paired by train and eval seed.{_one_teacher(rows)} {AS_BEFORE} Speed-up: the teacher's "
-        f"seconds per image at n steps over the student's.{reason}* {_numbers('distillation')}"
+        f"seconds per image at n steps over the student's.{reason}* {numbers_link('distillation')}"
     )
     return "\n\n".join([table(header, cells), caption, *_other_checkpoints(taught, runs)])
 
@@ -357,17 +359,17 @@ def ablations(rows: pd.DataFrame) -> str:
         first = row["group"] != group
         reference = rows[rows["group"] == row["group"]]["variant"].iloc[0] == row["variant"]
         group = row["group"]
-        deltas = [ABSENT] * 3 if reference else _judged(row, "delta")
+        deltas = [ABSENT] * 3 if reference else judged_cells(row, "delta")
         cells.append(
             [
                 *[f"**{group}**" if first else "", row["variant"], str(row["sample_step"]), number(row["AP"])],
-                *[_spread(row, "AP_std"), *deltas, row["iterations"], _seeds(row)],
+                *[_spread(row, "AP_std"), *deltas, row["iterations"], seeds_cell(row)],
                 *[f"`{row['run']}`", links(row["results"])],
             ]
         )
     caption = (
         f"*Δ: AP minus that of the group's first variant, paired by train and eval seed. {AS_BEFORE} Iterations: of "
-        f"the lineage's last stage.* {_numbers('ablations')}"
+        f"the lineage's last stage.* {numbers_link('ablations')}"
     )
     return f"{table(header, cells)}\n\n{caption}"
 
@@ -381,7 +383,7 @@ def guidance(rows: pd.DataFrame) -> str:
     cells = []
     for row in records(rows):
         unguided = row["guidance_scale"] == 0
-        deltas = [ABSENT] * 3 if unguided else _judged(row, "delta")
+        deltas = [ABSENT] * 3 if unguided else judged_cells(row, "delta")
         cells.append(
             [
                 *[f"`{row['run']}`", str(row["sample_step"]), f"{row['guidance_scale']:g}", row["guidance_mode"]],
@@ -391,14 +393,78 @@ def guidance(rows: pd.DataFrame) -> str:
                     _spread(row, "AP_std"),
                     *deltas,
                 ],
-                *[f"{row['s_per_img']:.4f}", f"{row['ratio']:.2f}", _seeds(row), links(row["results"])],
+                *[f"{row['s_per_img']:.4f}", f"{row['ratio']:.2f}", seeds_cell(row), links(row["results"])],
             ]
         )
     caption = (
         "*k: Langevin steps at each guided sampling step. Δ: AP minus that without guidance, paired by train and eval "
-        f"seed. {AS_BEFORE} Ratio: of seconds per image to those without guidance.* {_numbers('guidance')}"
+        f"seed. {AS_BEFORE} Ratio: of seconds per image to those without guidance.* {numbers_link('guidance')}"
     )
     return f"{table(header, cells)}\n\n{caption}"
+
+
+# What lies behind an AP
+
+MOST_CLASSES = 4  # of the table by class and size, those of the most objects
+
+
+def errors(rows: pd.DataFrame) -> str:
+    """What each kind of error costs."""
+    kinds = list(rows["error"].unique())
+    cells = []
+    for lineage, own in rows.groupby("run", sort=False):
+        (row, *_), costs = records(own), own["cost"]
+        cells.append(
+            [
+                *[f"`{lineage}`", row["sample_step"], number(row["AP50"]), *(signed(cost) for cost in costs)],
+                *[seeds_cell(row), links(row["breakdown"])],
+            ]
+        )
+    caption = (
+        "*What each kind of error costs: the AP50 that putting it right would give, all others left as they are (Bolya "
+        "et al. 2020), mean over train seeds of each one's mean over eval seeds. A false detection is a duplicate if a "
+        "better one has its object already, of the wrong class if it lies on an object of another, badly located if it "
+        "overlaps an object of its class by an IoU of 0.1 to 0.5, both if that object is of another class, and else on "
+        "background; an object is missed if none of these is about it. Costs do not add up: one error hides others.* "
+        f"{numbers_link('errors')}"
+    )
+    return f"{table(['lineage', 'steps', 'AP50', *kinds, 'train × eval seeds', 'breakdown.json'], cells)}\n\n{caption}"
+
+
+def sizes(rows: pd.DataFrame) -> str:
+    """AP by class and size at once."""
+    objects = {row["class"]: row["objects"] for row in records(rows)}
+    steps = {row["run"]: row["sample_step"] for row in records(rows)}
+    ap = {(row["run"], row["class"], size): row[size] for row in records(rows) for size in SIZES}
+    most = sorted(objects, key=lambda name: -objects[name])[:MOST_CLASSES]
+    columns = [
+        (name, size)
+        for name in objects
+        for size in SIZES
+        if name in most and not all(math.isnan(ap[lineage, name, size]) for lineage in steps)
+    ]
+    cells = [
+        [f"`{lineage}`", steps[lineage], *(number(ap[lineage, name, size]) for name, size in columns)]
+        for lineage in steps
+    ]
+    counts = listed(f"{count} of {name}" for name, count in objects.items() if name in most)
+    others = f"; the other {len(objects) - len(most)} classes are in the TSV" if len(objects) > len(most) else ""
+    caption = (
+        "*AP by class and size of object (small: below 32² pixels; medium: below 96²; large: above), means as above; "
+        f"without sizes that a class does not have. Objects: {counts}{others}.* {numbers_link('sizes')}"
+    )
+    words = dict(zip(SIZES, ("small", "medium", "large"), strict=True))
+    return f"{table(['lineage', 'steps', *(f'{name}, {words[size]}' for name, size in columns)], cells)}\n\n{caption}"
+
+
+def confusion_caption(breakdowns: Sequence[Breakdown]) -> str:
+    """What the confusion matrices count."""
+    scores = listed(f"{each.score:g}" for each in breakdowns)
+    return (
+        "*Confusion: what each true object is detected as, in percent of its row, by detections of a score of at least "
+        f"{scores} and an IoU of at least 0.5; last column: not detected; last row: what detections on background are "
+        "taken for. Train and eval seeds are added up.* Counts: breakdown.json as above."
+    )
 
 
 # Speed, pictures, provenance
@@ -424,30 +490,30 @@ def speed(rows: pd.DataFrame) -> str:
     )
     caption = (
         "*Seconds per image and eval seed, mean over train seeds; images per second: its inverse; ratio: to the fewest "
-        f"steps. Measured on {where}; timings vary with the machine and its load.* {_numbers('speed')}"
+        f"steps. Measured on {where}; timings vary with the machine and its load.* {numbers_link('speed')}"
     )
     return f"{table(header, cells)}\n\n{caption}"
 
 
-def pictures_caption(runs: Sequence[Run]) -> str:
-    """What the picture grid shows of `runs`, one a lineage."""
+def pictures_caption(pictured: Mapping[str, Pictures], train_seed: int) -> str:
+    """What the picture grid shows of each lineage, trained with a seed."""
     ways = {
-        f"`{run.lineage}`": f"{plural(run.pictures.sample_step, 'step')}, eval seed {run.pictures.eval_seed}"
-        for run in runs
+        f"`{lineage}`": f"{plural(own.sample_step, 'step')}, eval seed {own.eval_seed}"
+        for lineage, own in pictured.items()
     }
     alike = len(set(ways.values())) == 1
     sampled = listed(ways.values()) if alike else "; ".join(f"{lineage}: {way}" for lineage, way in ways.items())
-    below = sum(not pictures.shown(image)[1] for run in runs for image in run.pictures.images)
+    below = sum(not pictures.shown(image)[1] for own in pictured.values() for image in own.images)
     dashed = f" In {plural(below, 'cell')} none does; there the best {pictures.FALLBACK} are dashed." if below else ""
-    files = ", ".join(link(f"`{run.lineage}`", _evaluated(run, "detections.json")) for run in runs)
-    images = plural(len(runs[0].pictures.images), "validation image")
+    files = ", ".join(link(f"`{lineage}`", detections_path(lineage, train_seed)) for lineage in pictured)
+    images = plural(len(next(iter(pictured.values())).images), "validation image")
     return (
-        f"*The first {images}: ground truth, then what each lineage, trained with seed {runs[0].train_seed}, detects "
+        f"*The first {images}: ground truth, then what each lineage, trained with seed {train_seed}, detects "
         f"({sampled}) with a score of at least {pictures.SCORE}.{dashed}* Detections: {files}."
     )
 
 
-def provenance(runs: Sequence[Run]) -> str:
+def provenance(runs: Sequence[Evaluated]) -> str:
     """Which checkpoint, data and code are behind which files, per run."""
     rows = []
     for run in runs:
@@ -466,5 +532,5 @@ def provenance(runs: Sequence[Run]) -> str:
     return table(["lineage", "train seed", "checkpoint sha256", "data sha256", "code", "files"], rows)
 
 
-def _evaluated(run: Run, name: str) -> str:
+def _evaluated(run: Evaluated, name: str) -> str:
     return f"{graph.evaluation_folder(run.lineage, run.train_seed)}/{name}"

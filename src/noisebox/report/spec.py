@@ -6,7 +6,6 @@ there is a dash with a reason below the table, never a guess.
 
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,17 +19,9 @@ import pandas as pd
 from pydantic import BeforeValidator, Field
 
 from noisebox import graph
-from noisebox.config import (
-    Count,
-    ExperimentConfig,
-    GuidanceConfig,
-    Positive,
-    Sampling,
-    Section,
-    check_section,
-)
+from noisebox.config import Count, ExperimentConfig, GuidanceConfig, Positive, Sampling, Section, check_section
 from noisebox.errors import UserError, what_fits
-from noisebox.files import read_yaml, write_text
+from noisebox.files import read_json, read_yaml, write_text
 from noisebox.report import markdown
 from noisebox.report.evaluations import (
     CLASS_PREFIX,
@@ -138,7 +129,7 @@ def make_table(path: Path, experiment: Callable[[], ExperimentConfig], root: Pat
 
 def read_spec(path: Path) -> tuple[TableSpec, list[LineageRow | LiteratureRow]]:
     """Read and check a table's description, YAML or JSON by its name; UserError names file, key and what fits."""
-    spec = check_section(TableSpec, _content(path), path)
+    spec = check_section(TableSpec, (read_json if path.suffix == ".json" else read_yaml)(path), path)
     for column in spec.columns:
         known = [*PLAIN, *(name + ending for name in METRICS for ending in OVER_SEEDS)]
         if column not in known and not column.startswith(CLASS_PREFIX):
@@ -146,20 +137,6 @@ def read_spec(path: Path) -> tuple[TableSpec, list[LineageRow | LiteratureRow]]:
         if spec.columns.count(column) > 1:
             raise UserError(f"{path}: columns names {column!r} twice")
     return spec, [_row(values, place, spec.columns, path) for place, values in enumerate(spec.rows)]
-
-
-def _content(path: Path) -> dict[str, Any]:
-    if path.suffix != ".json":
-        return read_yaml(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a mapping of keys to values, not a {type(content).__name__}")
-    return content
 
 
 def _row(values: dict[str, Any], place: int, columns: Sequence[str], path: Path) -> LineageRow | LiteratureRow:
@@ -246,11 +223,8 @@ class _Measured:
         if not (self.root / path).exists():
             raise _Missing(f"{path} does not exist; this makes it: noisebox evaluate {lineage} --seed {seed}")
         table = read_evaluation(self.root / path, columns, lineage, seed)
-        asked = (table["sample_step"] == sampling.steps) & (table["guidance_scale"] == sampling.guidance.scale)
-        if sampling.guidance.scale:
-            asked &= table["guidance_mode"] == sampling.guidance.mode
-            asked &= table["guidance_steps"] == sampling.guidance.langevin_steps
-            asked &= table["guidance_topk"] == (sampling.guidance.topk or 0)
+        way = sampling.columns()
+        asked = (table[list(way)] == list(way.values())).all(axis="columns")
         if self.row.eval_seeds and "eval_seed" in table:
             asked &= table["eval_seed"].isin(self.row.eval_seeds)
         if not asked.any():

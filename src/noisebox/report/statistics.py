@@ -6,7 +6,7 @@ More eval seeds take noise out of that value, but tell nothing of another traini
 over these values. Train seeds with unequal numbers of eval seeds weigh the same: their mean stays unbiased, and so does
 its squared standard error s² / n, because it estimates the sum of their variances whether or not these are equal.
 
-AP is on the 0–100 scale and may be nan; what is made from a nan is nan.
+What is measured, AP unless said otherwise, is on the 0–100 scale and may be nan; what is made from a nan is nan.
 """
 
 import math
@@ -111,25 +111,25 @@ def summarise(
 ) -> pd.DataFrame:
     """The published arithmetic, per `cell` (lineage and step count), and its interval.
 
-    Each of `metrics` is the mean over train seeds of their means over eval seeds. `AP_std` is the population standard
-    deviation across those means of train seeds, `AP_std_flat` that of all runs; both are nan where there is one value
-    only. `AP_low` and `AP_high` are the ends of the `interval` over train seeds. `runs` counts the runs, `nan_runs`
-    those whose AP is nan.
+    Each of `metrics` is the mean over train seeds of their means over eval seeds. Of the first, say AP, `AP_std` is the
+    population standard deviation across those means of train seeds, `AP_std_flat` that of all runs; both are nan where
+    there is one value only. `AP_low` and `AP_high` are the ends of the `interval` over train seeds. `runs` counts the
+    runs, `nan_runs` those whose AP is nan.
     """
-    cell = list(cell)
+    cell, first = list(cell), metrics[0]
     per_seed = seed_means(results, metrics, cell).groupby(cell, sort=False)
-    all_runs = results.groupby(cell, sort=False)["AP"]
+    all_runs = results.groupby(cell, sort=False)[first]
     summary = per_seed[list(metrics)].agg(mean_of)
-    summary.insert(1, "AP_std", per_seed["AP"].agg(spread_of))
-    summary.insert(2, "AP_std_flat", all_runs.agg(spread_of))
-    summary.insert(3, "AP_low", per_seed["AP"].agg(lambda means: interval(means)[0]))
-    summary.insert(4, "AP_high", per_seed["AP"].agg(lambda means: interval(means)[1]))
+    summary.insert(1, f"{first}_std", per_seed[first].agg(spread_of))
+    summary.insert(2, f"{first}_std_flat", all_runs.agg(spread_of))
+    summary.insert(3, f"{first}_low", per_seed[first].agg(lambda means: interval(means)[0]))
+    summary.insert(4, f"{first}_high", per_seed[first].agg(lambda means: interval(means)[1]))
     counts = {"train_seeds": per_seed.size(), "eval_seeds": per_seed["eval_seeds"].max(), "runs": all_runs.size()}
     return summary.assign(**counts, nan_runs=all_runs.agg(lambda values: int(values.isna().sum()))).reset_index()
 
 
 class Difference(NamedTuple):
-    """Of AP, over the pairs that both sides have.
+    """Of one metric, over the pairs that both sides have.
 
     `mean` is that over train seeds of their mean differences, `low` and `high` the ends of its `interval`, `p` its
     `p_value`; `std` is the population standard deviation over the pairs. `unpaired` runs of either side have no
@@ -146,15 +146,15 @@ class Difference(NamedTuple):
     unpaired: int
 
 
-def difference(results: pd.DataFrame, reference: pd.DataFrame) -> Difference:
-    """AP of `results` minus that of `reference`, paired by (train seed, eval seed).
+def difference(results: pd.DataFrame, reference: pd.DataFrame, metric: str = "AP") -> Difference:
+    """The metric of `results` minus that of `reference`, paired by (train seed, eval seed).
 
     Pairing removes what both sides have in common: the start of their training, and the noise they were sampled from.
     Without a pair all is nan; with one train seed there is a mean, but no interval and no p value. Raises ValueError
     when a side has two rows for one pair.
     """
-    own, other = _by_pair(results), _by_pair(reference)
-    differences = {pair: ap - other[pair] for pair, ap in own.items() if pair in other}
+    own, other = _by_pair(results, metric), _by_pair(reference, metric)
+    differences = {pair: value - other[pair] for pair, value in own.items() if pair in other}
     of_seed: dict[int, list[float]] = {}
     for (train_seed, _), value in differences.items():
         of_seed.setdefault(train_seed, []).append(value)
@@ -170,9 +170,22 @@ def difference(results: pd.DataFrame, reference: pd.DataFrame) -> Difference:
     )
 
 
-def _by_pair(results: pd.DataFrame) -> dict[tuple[int, int], float]:
-    """AP by (train seed, eval seed)."""
-    ap_of = dict(zip(zip(results["train_seed"], results["eval_seed"], strict=True), results["AP"], strict=True))
-    if len(ap_of) < len(results):
-        raise ValueError(f"{len(results)} rows for {len(ap_of)} pairs of train and eval seed")
-    return ap_of
+def under_eval_seeds(fixed: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """`fixed`, results of a model that draws no noise, one row a train seed, under each eval seed that `results` have
+    of that train seed: it would say the same under all. A train seed that `results` lack keeps its row.
+
+    Raises ValueError when a train seed has several rows.
+    """
+    if fixed["train_seed"].duplicated().any():
+        raise ValueError(f"{len(fixed)} rows for {fixed['train_seed'].nunique()} train seeds")
+    repeated = fixed.merge(results[PAIR].drop_duplicates(), "left", "train_seed", suffixes=("_own", ""))
+    eval_seeds = repeated["eval_seed"].fillna(repeated["eval_seed_own"]).astype(int)
+    return repeated.assign(eval_seed=eval_seeds).drop(columns="eval_seed_own")
+
+
+def _by_pair(results: pd.DataFrame, metric: str) -> dict[tuple[int, int], float]:
+    """The metric by (train seed, eval seed)."""
+    of_pair = dict(zip(zip(results["train_seed"], results["eval_seed"], strict=True), results[metric], strict=True))
+    if len(of_pair) < len(results):
+        raise ValueError(f"{len(results)} rows for {len(of_pair)} pairs of train and eval seed")
+    return of_pair

@@ -14,11 +14,22 @@ import pandas as pd
 from noisebox import graph
 from noisebox.config import ExperimentConfig, ProtocolsConfig
 from noisebox.files import write_json, write_text
-from noisebox.report import pictures, plots, sections, tables
-from noisebox.report.evaluations import CLASS_PREFIX, Asked, Run, asked, read_run, unguided
+from noisebox.report import aerial, bev, detail, pictures, plots, sections, tables
+from noisebox.report.evaluations import (
+    CLASS_PREFIX,
+    Asked,
+    Evaluated,
+    Run,
+    asked,
+    detections_path,
+    iterations_before,
+    read_run,
+    unguided,
+)
 from noisebox.report.manifest import report_entries, write_manifest
-from noisebox.report.markdown import listed
+from noisebox.report.markdown import listed, plot
 from noisebox.report.outcome import outcome
+from noisebox.report.pictures import Pictures, read_pictures
 from noisebox.report.plots import Curve
 
 
@@ -34,18 +45,22 @@ class Tables:
     guidance: pd.DataFrame
     ablations: pd.DataFrame
     distillation: pd.DataFrame
+    errors: pd.DataFrame
+    sizes: pd.DataFrame
 
 
 @dataclass(frozen=True)
 class Evidence:
     """All that the report is made from: the experiment, its runs, by protocol the rows that it asks for, by student its
-    teachers, and by lineage the iterations of its last stage."""
+    teachers, by lineage the iterations of its last stage, and by lineage of the picture grid what to show of its run of
+    the first train seed."""
 
     experiment: ExperimentConfig
     runs: Sequence[Run]
     asked: Mapping[str, Asked]
     taught: tables.Taught
     iterations: dict[str, str]
+    pictured: dict[str, Pictures]
 
     def tabulated(self) -> Tables:
         main = self.asked["main"]
@@ -58,13 +73,21 @@ class Evidence:
             guidance=tables.guidance_table(self.asked["guidance"]),
             ablations=tables.ablations_table(self.asked["ablations"], self.experiment.ablations, self.iterations),
             distillation=tables.distillation_table(self.asked["distillation"], self.taught),
+            errors=tables.errors_table(self.of_main()),
+            sizes=tables.sizes_table(self.of_main()),
         )
 
-    def pictured(self) -> list[Run]:
-        """Of each lineage of the picture grid the run of the first train seed."""
-        wanted = dict.fromkeys(self.experiment.pictures.lineages)
-        first = {run.lineage: run for run in reversed(self.runs)}
-        return [first[lineage] for lineage in wanted]
+    def of_main(self) -> list[Run]:
+        """The runs of the main table's lineages."""
+        lineages = self.experiment.lineages_asked("main")
+        return [run for run in self.runs if run.lineage in lineages]
+
+    def scalars(self) -> dict[str, dict[str, float | None]]:
+        """By lineage, those that are not in the main table included, what it has of the protocol main."""
+        main, lineages = self.experiment.protocols.main, dict.fromkeys(self.experiment.lineages)
+        every = unguided(self.runs, list(lineages), main.eval_seeds).results
+        found = tables.scalars(every[every["sample_step"].isin(main.sample_steps)])
+        return {lineage: found.get(lineage, {}) for lineage in lineages}
 
 
 def gather(experiment: ExperimentConfig, root: Path) -> Evidence:
@@ -74,33 +97,54 @@ def gather(experiment: ExperimentConfig, root: Path) -> Evidence:
     """
     lineages, seeds = dict.fromkeys(experiment.lineages), dict.fromkeys(experiment.train_seeds)
     runs = [read_run(lineage, seed, root) for lineage in lineages for seed in seeds]
-    rows = {name: asked(runs, name, experiment) for name in ProtocolsConfig.model_fields}
+    rows = asked(runs, experiment)
     if experiment.protocols.distillation:
         compared = experiment.lineages_asked("distillation")
         rows["distillation"] = unguided(runs, compared, experiment.protocols.distillation.eval_seeds)
     iterations = {name: listed(run.iterations for run in runs if run.lineage == name) for name in lineages}
     taught = tables.students(runs, experiment.lineages_asked("distillation"))
-    return Evidence(experiment, runs, rows, taught, iterations)
+    first = next(iter(seeds))
+    pictured = {name: read_pictures(root / detections_path(name, first)) for name in experiment.pictures.lineages}
+    return Evidence(experiment, runs, rows, taught, iterations, pictured)
 
 
 def write_report(experiment: ExperimentConfig, root: Path) -> list[Path]:
-    """Write graph.REPORT_FILES below `root` from the evaluations of every lineage and train seed of the experiment.
+    """Write graph.REPORT_FILES and graph.METRICS below `root` from the evaluations of every lineage and train seed of
+    the experiment.
 
-    Returns the files written. Raises UserError when an evaluation is missing or broken; nothing is written then.
+    Returns the paths of what was written. Raises UserError when an evaluation is missing or broken; nothing is written
+    then.
     """
-    evidence = gather(experiment, root)
-    found = evidence.tabulated()
+    evidence, from_above, of_bev = (
+        gather(experiment, root),
+        aerial.gather(experiment, root),
+        bev.gather(experiment, root),
+    )
+    found, of_aerial, maps = evidence.tabulated(), aerial.tabulated(from_above), bev.tabulated(of_bev)
     reports = root / graph.REPORTS
     classes = [name.removeprefix(CLASS_PREFIX) for name in tables.class_columns(found.main)]
-    grid = pictures.picture_grid({run.lineage: run.pictures for run in evidence.pictured()}, classes, root)
+    grid = pictures.picture_grid(evidence.pictured, classes, root)
     pictures.write_png(grid, reports / "pictures/detections.png")
     _write_plots(evidence, found, reports / "plots")
     for table in fields(found):
         write_text(reports / f"tables/{table.name}.tsv", tables.tsv(getattr(found, table.name)))
-    write_json(reports / "metrics.json", tables.scalars(found.main))
-    write_text(reports / "summary.md", summary(evidence, found))
-    write_manifest(root / graph.RESULTS_MANIFEST, report_entries(experiment, evidence.runs, root))
-    return [root / path for path in graph.report_outputs()]
+    aerial.write(from_above, of_aerial, reports)
+    _write_metrics(evidence.scalars(), root / graph.METRICS)
+    bev.write(of_bev, maps, reports)
+    every: list[Evaluated] = [*evidence.runs, *from_above.runs, *of_bev.runs]
+    others = [*aerial.section(from_above, of_aerial), *bev.section(of_bev, maps)]
+    write_text(reports / "summary.md", summary(evidence, found, others, every))
+    write_manifest(root / graph.RESULTS_MANIFEST, report_entries(experiment, every, root))
+    return [root / path for path in (*graph.report_outputs(), graph.METRICS)]
+
+
+def _write_metrics(metrics: Mapping[str, Mapping[str, float | None]], folder: Path) -> None:
+    """A file for each lineage; those of lineages that are no longer reported go."""
+    for lineage, scalars in metrics.items():
+        write_json(folder / f"{lineage}.json", scalars)
+    for path in folder.glob("*.json"):
+        if path.stem not in metrics:
+            path.unlink()
 
 
 def _write_plots(evidence: Evidence, found: Tables, folder: Path) -> None:
@@ -114,6 +158,10 @@ def _write_plots(evidence: Evidence, found: Tables, folder: Path) -> None:
     points = tables.tradeoff_table(evidence.asked["distillation"])
     plots.loss_plot(curves, of_main, folder / "loss.png")
     plots.steps_plot(evidence.asked["main"].results, of_main, folder / "steps.png")
+    breakdowns = tables.of_lineage(evidence.of_main())
+    detail.curves_plot(breakdowns, of_main, folder / "curves.png")
+    detail.confusion_plot(breakdowns, folder / "confusion.png")
+    detail.errors_plot(breakdowns, of_main, folder / "errors.png")
     optional: dict[str, tuple[Path, Callable[[Path], None]]] = {
         "steps": (folder / "tradeoff.png", partial(plots.tradeoff_plot, found.tradeoff, of_tradeoff)),
         "guidance": (folder / "guidance.png", partial(plots.guidance_plot, found.guidance)),
@@ -150,15 +198,15 @@ def training_curves(runs: Sequence[Run]) -> list[Curve]:
     iterations = {(run.lineage, run.train_seed): run.iterations for run in runs}
     curves = []
     for run in runs:
-        *ancestors, _ = graph.Lineage.parse(run.lineage).ancestry()
-        start = sum(iterations.get((ancestor.name, run.train_seed), 0) for ancestor in ancestors)
+        start = iterations_before(run.lineage, run.train_seed, iterations)
         steps, losses = tuple(run.training["step"]), tuple(run.training["loss"])
         curves.append(Curve(run.lineage, run.train_seed, steps, losses, start))
     return curves
 
 
-def summary(evidence: Evidence, found: Tables) -> str:
-    """The text of summary.md; its numbers are those of the tables, which are rounded already."""
+def summary(evidence: Evidence, found: Tables, others: Sequence[str], every: Sequence[Evaluated]) -> str:
+    """The text of summary.md; its numbers are those of the tables, which are rounded already. `others` are the sections
+    of the other lines of research, `every` the runs of all lines."""
     experiment, runs, taught = evidence.experiment, evidence.runs, evidence.taught
     results, missing = evidence.asked["main"].results, nothing_to_show(experiment, found)
     students = {run.lineage for run in runs if run.teacher}
@@ -176,7 +224,7 @@ def summary(evidence: Evidence, found: Tables) -> str:
         *sections.nan_note(results),
         "Each train seed, mean over its eval seeds:",
         sections.train_seeds(found.steps),
-        "![AP against sampling steps](plots/steps.png)",
+        plot("AP against sampling steps", "steps"),
         sections.steps_caption(found.main),
         "### By class and size",
         sections.classes(found.main),
@@ -186,14 +234,14 @@ def summary(evidence: Evidence, found: Tables) -> str:
         *unless_missing(
             "steps",
             sections.tradeoff(found.tradeoff),
-            "![AP and seconds per image against sampling steps](plots/tradeoff.png)",
+            plot("AP and seconds per image against sampling steps", "tradeoff"),
             f"*AP{sections.bars(found.tradeoff)} and seconds per image against sampling steps.*",
         ),
         "## Distillation",
         *unless_missing(
             "distillation",
             sections.distillation(found.distillation, evidence.asked["distillation"], taught, runs),
-            "![AP against seconds per image](plots/distillation.png)",
+            plot("AP against seconds per image", "distillation"),
             f"*AP{sections.bars(found.distillation)} against seconds per image: students at the steps of the table "
             "(filled), teachers at the protocol's up to those that were learned from (joined); above the plot, "
             "sampling steps at their mean time.*",
@@ -204,22 +252,34 @@ def summary(evidence: Evidence, found: Tables) -> str:
         *unless_missing(
             "guidance",
             sections.guidance(found.guidance),
-            "![Difference of AP to no guidance](plots/guidance.png)",
+            plot("Difference of AP to no guidance", "guidance"),
             "*Difference of AP to no guidance, by guidance scale and Langevin steps k: blue above, red below; with a "
             "star where the table's verdict is better or worse. The intervals are in the table.*",
         ),
+        "## Errors",
+        sections.errors(found.errors),
+        plot("AP50 gained without each kind of error", "errors"),
+        "*What each kind of error costs: mean over train seeds (bar) with its 95 % interval (line; it may go on beyond "
+        "the plot), each train seed (points).* Numbers: [tables/errors.tsv](tables/errors.tsv).",
+        plot("Precision against recall", "curves"),
+        "*Precision against recall, means over train and eval seeds, as far as any detection reaches.* Numbers: "
+        "breakdown.json as above.",
+        plot("Confusion of classes", "confusion"),
+        sections.confusion_caption([run.breakdown for run in evidence.of_main()]),
+        sections.sizes(found.sizes),
         "## Speed",
         sections.speed(found.speed),
         "## Training",
-        "![Training loss](plots/loss.png)",
+        plot("Training loss", "loss"),
         "*Training loss of each train seed of the main table's lineages (thin) and its mean over them (thick), "
         "averaged over hundredths of the axis. A finetune goes on where its parent ended, if the parent is reported "
         "too; losses of different recipes may have different terms.* Numbers: training.csv under "
         "[Provenance](#provenance).",
         "## Pictures",
         "![Ground truth and detections](pictures/detections.png)",
-        sections.pictures_caption(evidence.pictured()),
+        sections.pictures_caption(evidence.pictured, runs[0].train_seed),
+        *others,
         "## Provenance",
-        sections.provenance(runs),
+        sections.provenance(every),
     ]
     return "\n\n".join(parts) + "\n"

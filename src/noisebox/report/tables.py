@@ -13,14 +13,17 @@ from typing import Any
 
 import pandas as pd
 
+from noisebox.config.sampling import UNGUIDED
 from noisebox.errors import UserError
 from noisebox.graph import Lineage
+from noisebox.report.breakdown import KINDS, Breakdown, objects_of
 from noisebox.report.evaluations import (
     CLASS_PREFIX,
     METRICS,
     Asked,
     Run,
     Teacher,
+    breakdown_path,
     results_path,
     speed_path,
 )
@@ -29,6 +32,7 @@ from noisebox.report.statistics import (
     Difference,
     difference,
     holm,
+    interval,
     mean_of,
     seed_means,
     spread_of,
@@ -40,40 +44,42 @@ DECIMALS = 4
 SECONDS_DECIMALS = 6
 RATIO_DECIMALS = 3
 GUIDED_CELL = [*CELL, "guidance_scale", "guidance_mode", "guidance_steps"]
+AP_OF_SIZE = {"all": "AP", "small": "APs", "medium": "APm", "large": "APl"}
 CONTROL = "finetune"  # the recipe that trains on as before: what a finetune gives beyond it is the finetune's own
 
 
-def _compared(name: str) -> list[str]:
+def compared_columns(name: str) -> list[str]:
     """The columns of a difference of AP."""
     return [name, *(f"{name}_{part}" for part in ("std", "low", "high", "p", "p_holm", "verdict"))]
 
 
 MEASURED = ["AP", "AP_std", "AP_low", "AP_high"]
 DIFFERENCES = [
-    *["run", "reference", "relation", "sample_step", "AP", "reference_AP", *_compared("delta")],
+    *["run", "reference", "relation", "sample_step", "AP", "reference_AP", *compared_columns("delta")],
     *["pairs", "train_seeds", "unpaired", "results", "reference_results"],
 ]
 TRADEOFF = [
-    *[*CELL, *MEASURED, *_compared("delta"), "s_per_img", "ratio"],
+    *[*CELL, *MEASURED, *compared_columns("delta"), "s_per_img", "ratio"],
     *["train_seeds", "eval_seeds", "results", "speed"],
 ]
 GUIDANCE = [
-    *[*GUIDED_CELL, *MEASURED, *_compared("delta"), "s_per_img", "ratio"],
+    *[*GUIDED_CELL, *MEASURED, *compared_columns("delta"), "s_per_img", "ratio"],
     *["train_seeds", "eval_seeds", "results", "speed"],
 ]
 ABLATIONS = [
-    *["group", "variant", "run", "iterations", "sample_step", *MEASURED, *_compared("delta")],
+    *["group", "variant", "run", "iterations", "sample_step", *MEASURED, *compared_columns("delta")],
     *["train_seeds", "eval_seeds", "results"],
 ]
 DISTILLATION = [
     *["run", "kind", "student_steps", "sample_step", *MEASURED, "s_per_img"],
     *["teacher", "teacher_seeds", "teacher_steps", "teacher_AP_1", "teacher_AP", "teacher_s_per_img"],
-    *[*_compared("gap_1"), "pairs_1", *_compared("gap"), "pairs", "speedup"],
+    *[*compared_columns("gap_1"), "pairs_1", *compared_columns("gap"), "pairs", "speedup"],
     *["train_seeds", "eval_seeds", "results", "teacher_results"],
 ]
 
 
 Row = dict[str, Any]
+Cell = tuple[Any, ...]  # what rows of one cell have in common: lineage, step count, and how was guided
 
 
 def records(table: pd.DataFrame) -> list[Row]:
@@ -86,14 +92,14 @@ def class_columns(table: pd.DataFrame) -> list[str]:
     return [str(name) for name in table.columns if str(name).startswith(CLASS_PREFIX)]
 
 
-def _joined(values: Iterable[object]) -> str:
+def joined(values: Iterable[object]) -> str:
     return ",".join(dict.fromkeys(str(value) for value in values))
 
 
 def _files(rows: pd.DataFrame) -> str:
     """The results.tsv, or speed.tsv, of some rows."""
     path = results_path if "AP" in rows else speed_path
-    return _joined(path(run, seed) for run, seed in zip(rows["run"], rows["train_seed"], strict=True))
+    return joined(path(run, seed) for run, seed in zip(rows["run"], rows["train_seed"], strict=True))
 
 
 def main_table(results: pd.DataFrame, iterations: dict[str, str]) -> pd.DataFrame:
@@ -102,7 +108,7 @@ def main_table(results: pd.DataFrame, iterations: dict[str, str]) -> pd.DataFram
     table = summarise(results, [*METRICS, *class_columns(results)]).round(DECIMALS)
     files = [results_path(run, seed) for run, seed in zip(results["run"], results["train_seed"], strict=True)]
     rows = results.assign(results=files).groupby(CELL, sort=False)
-    evidence = rows[["results", "ckpt_sha256"]].agg(_joined)
+    evidence = rows[["results", "ckpt_sha256"]].agg(joined)
     table.insert(1, "iterations", [iterations[run] for run in table["run"]])
     return table.merge(evidence.reset_index(), on=CELL)
 
@@ -123,8 +129,8 @@ def speed_table(speed: pd.DataFrame) -> pd.DataFrame:
     seconds = grouped["inference_s_per_img"].mean()
     table = pd.DataFrame({"s_per_img": seconds.round(SECONDS_DECIMALS), "img_per_s": (1 / seconds).round(3)})
     table["ratio"] = (seconds / seconds.groupby("run").transform("first")).round(RATIO_DECIMALS)
-    where = grouped[["device", "threads", "batch", "eval_seeds"]].agg(_joined)
-    return table.join(where).assign(train_seeds=grouped.size(), speed=grouped["speed"].agg(_joined)).reset_index()
+    where = grouped[["device", "threads", "batch", "eval_seeds"]].agg(joined)
+    return table.join(where).assign(train_seeds=grouped.size(), speed=grouped["speed"].agg(joined)).reset_index()
 
 
 def differences_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -140,29 +146,30 @@ def differences_table(results: pd.DataFrame) -> pd.DataFrame:
                 continue
             delta = difference(own, theirs)
             row = {"run": run, "reference": reference, "relation": relation, "sample_step": steps}
-            row |= {"AP": _ap(own), "reference_AP": _ap(theirs), **_difference_cells("delta", delta)}
+            row |= {"AP": _ap(own), "reference_AP": _ap(theirs), **difference_cells("delta", delta)}
             row |= {"pairs": delta.pairs, "train_seeds": delta.train_seeds, "unpaired": delta.unpaired}
             row |= {"results": _files(own), "reference_results": _files(theirs)}
             rows.append(row)
-    return _judged(rows, DIFFERENCES, "delta")
+    return judged(rows, DIFFERENCES, "delta")
 
 
-def references(run: str) -> dict[str, str]:
-    """What a lineage is held against: its `parent`, and its `control`, the parent trained on as before."""
+def references(run: str, control: str = CONTROL) -> dict[str, str]:
+    """What a lineage is held against: its `parent`, and its control, the parent trained on as before by recipe
+    `control`."""
     parent = Lineage.parse(run).parent
     if parent is None:
         return {}
-    control = f"{parent.name}+{CONTROL}"
-    return {"parent": parent.name, **({"control": control} if run != control else {})}
+    as_before = f"{parent.name}+{control}"
+    return {"parent": parent.name, **({"control": as_before} if run != as_before else {})}
 
 
-def _difference_cells(name: str, delta: Difference) -> Row:
+def difference_cells(name: str, delta: Difference) -> Row:
     """A difference as the columns of a table, before the table's other differences are known."""
     cells = {name: delta.mean, f"{name}_std": delta.std}
     return cells | {f"{name}_low": delta.low, f"{name}_high": delta.high, f"{name}_p": delta.p}
 
 
-def _judged(rows: list[Row], columns: list[str], *names: str) -> pd.DataFrame:
+def judged(rows: list[Row], columns: list[str], *names: str) -> pd.DataFrame:
     """The table of some rows, rounded, once the differences `names` in them are judged all together."""
     tests = [(row[name], row[f"{name}_p"]) for row in rows for name in names]
     distinct = [test for test in dict.fromkeys(tests) if not math.isnan(test[1])]  # one test may be shown twice
@@ -171,57 +178,50 @@ def _judged(rows: list[Row], columns: list[str], *names: str) -> pd.DataFrame:
         for name in names:
             p = adjusted.get((row[name], row[f"{name}_p"]), math.nan)
             row |= {f"{name}_p_holm": p, f"{name}_verdict": verdict(row[name], p)}
-    return _rounded(pd.DataFrame(rows, columns=columns))
+    return rounded(pd.DataFrame(rows, columns=columns))
 
 
 def tradeoff_table(asked: Asked) -> pd.DataFrame:
     """`tables/tradeoff.tsv`: per lineage and step count AP, its difference to the fewest steps, seconds per image, and
     their ratio to the fewest steps. At the fewest steps the difference is 0."""
-    rows = []
-    for _, of_lineage in asked.results.groupby("run", sort=False):
-        fewest = of_lineage[of_lineage["sample_step"] == of_lineage["sample_step"].min()]
-        seconds_fewest = _seconds(_matching(asked.speed, fewest, CELL))
-        for _, at_steps in of_lineage.groupby("sample_step", sort=False):
-            speed = _matching(asked.speed, at_steps, CELL)
-            row = _summary_row(at_steps, CELL) | _difference_cells("delta", difference(at_steps, fewest))
-            row |= {"s_per_img": _seconds(speed), "ratio": _seconds(speed) / seconds_fewest}
-            row |= {"results": _files(at_steps), "speed": _files(speed)}
-            rows.append(row)
-    return _judged(rows, TRADEOFF, "delta")
+    rows, summary, speeds = [], _summary_rows(asked.results, CELL), _by_cell(asked.speed, CELL)
+    fewest = asked.results.groupby("run", sort=False)["sample_step"].min()
+    measured = _by_cell(asked.results, CELL)
+    for (run, steps), at_steps in measured.items():
+        speed, least = speeds[run, steps], (run, fewest[run])
+        row = {**summary[run, steps], **difference_cells("delta", difference(at_steps, measured[least]))}
+        row |= {"s_per_img": _seconds(speed), "ratio": _seconds(speed) / _seconds(speeds[least])}
+        rows.append(row | {"results": _files(at_steps), "speed": _files(speed)})
+    return judged(rows, TRADEOFF, "delta")
 
 
 def guidance_table(asked: Asked) -> pd.DataFrame:
     """`tables/guidance.tsv`: per lineage, step count and way of guiding (scale, mode, Langevin steps): AP, its
     difference to no guidance, seconds per image, and their ratio to no guidance. Without guidance the difference is 0.
     """
-    rows = []
-    for _, at_steps in asked.results.groupby(CELL, sort=False):
-        unguided = at_steps[at_steps["guidance_scale"] == 0]
-        seconds_unguided = _seconds(_matching(asked.speed, unguided, GUIDED_CELL))
-        for _, guided in at_steps.groupby(GUIDED_CELL, sort=False):
-            speed, delta = _matching(asked.speed, guided, GUIDED_CELL), difference(guided, unguided)
-            row = _summary_row(guided, GUIDED_CELL) | _difference_cells("delta", delta)
-            row |= {"s_per_img": _seconds(speed), "ratio": _seconds(speed) / seconds_unguided}
-            row |= {"results": _files(guided), "speed": _files(speed)}
-            rows.append(row)
-    return _judged(rows, GUIDANCE, "delta")
+    rows, summary, speeds = [], _summary_rows(asked.results, GUIDED_CELL), _by_cell(asked.speed, GUIDED_CELL)
+    measured = _by_cell(asked.results, GUIDED_CELL)
+    for cell, guided in measured.items():
+        speed, without = speeds[cell], (*cell[: len(CELL)], *UNGUIDED[:3])
+        row = {**summary[cell], **difference_cells("delta", difference(guided, measured[without]))}
+        row |= {"s_per_img": _seconds(speed), "ratio": _seconds(speed) / _seconds(speeds[without])}
+        rows.append(row | {"results": _files(guided), "speed": _files(speed)})
+    return judged(rows, GUIDANCE, "delta")
 
 
 def ablations_table(asked: Asked, groups: Mapping[str, Mapping[str, str]], iterations: dict[str, str]) -> pd.DataFrame:
     """`tables/ablations.tsv`: per group, variant and step count: AP, and its difference to the group's first variant.
     A lineage that is in several groups has a row in each."""
-    rows = []
+    rows, summary, measured = [], _summary_rows(asked.results, CELL), _by_cell(asked.results, CELL)
     for group, variants in groups.items():
-        reference = asked.results[asked.results["run"] == next(iter(variants.values()))]
+        first = next(iter(variants.values()))
         for variant, lineage in variants.items():
-            own = asked.results[asked.results["run"] == lineage]
-            for steps, at_steps in own.groupby("sample_step", sort=False):
-                delta = difference(at_steps, reference[reference["sample_step"] == steps])
-                row = _summary_row(at_steps, CELL) | _difference_cells("delta", delta)
+            for steps in [steps for run, steps in measured if run == lineage]:
+                own = measured[lineage, steps]
+                row = {**summary[lineage, steps], **difference_cells("delta", difference(own, measured[first, steps]))}
                 row |= {"group": group, "variant": variant, "iterations": iterations[lineage]}
-                row |= {"results": _files(at_steps)}
-                rows.append(row)
-    return _judged(rows, ABLATIONS, "delta")
+                rows.append(row | {"results": _files(own)})
+    return judged(rows, ABLATIONS, "delta")
 
 
 Taught = Mapping[str, Mapping[int, Teacher]]  # of each student, by its train seed
@@ -256,27 +256,27 @@ def distillation_table(asked: Asked, taught: Taught) -> pd.DataFrame:
     `gap_1` and `gap` are the student's AP minus these, over `pairs_1` and `pairs` pairs; `speedup` is the teacher's
     seconds per image over the student's. What the protocol does not ask for is nan, of 0 pairs.
     """
-    rows = []
+    rows, summary = [], _summary_rows(asked.results, CELL)
+    measured, speeds = _by_cell(asked.results, CELL), _by_cell(asked.speed, CELL)
     for lineage, of_seed in taught.items():
-        teacher, own = next(iter(of_seed.values())), asked.results[asked.results["run"] == lineage]
+        teacher = next(iter(of_seed.values()))
         lessons, timings = _as_teacher(asked.results, of_seed), _as_teacher(asked.speed, of_seed)
         one, many = (lessons[lessons["sample_step"] == steps] for steps in (1, teacher.teacher_steps))
         teacher_seconds = _seconds(timings[timings["sample_step"] == teacher.teacher_steps])
-        for steps in dict.fromkeys((1, teacher.student_steps)):
-            student = own[own["sample_step"] == steps]
-            if student.empty:
+        for cell in dict.fromkeys((lineage, steps) for steps in (1, teacher.student_steps)):
+            if cell not in measured:
                 continue
-            seconds = _seconds(_matching(asked.speed, student, CELL))
-            gap_1, gap = difference(student, one), difference(student, many)
-            row = _summary_row(student, CELL)
-            row |= {"kind": teacher.kind, "student_steps": teacher.student_steps, "teacher": teacher.lineage}
-            row |= {"teacher_seeds": _joined(t.seed for t in of_seed.values()), "teacher_steps": teacher.teacher_steps}
-            row |= {"teacher_AP_1": _ap(one), **_difference_cells("gap_1", gap_1), "pairs_1": gap_1.pairs}
-            row |= {"teacher_AP": _ap(many), **_difference_cells("gap", gap), "pairs": gap.pairs}
+            seconds = _seconds(speeds[cell])
+            gap_1, gap = difference(measured[cell], one), difference(measured[cell], many)
+            row = {**summary[cell], "kind": teacher.kind, "student_steps": teacher.student_steps}
+            row |= {"teacher": teacher.lineage, "teacher_seeds": joined(t.seed for t in of_seed.values())}
+            row |= {"teacher_steps": teacher.teacher_steps}
+            row |= {"teacher_AP_1": _ap(one), **difference_cells("gap_1", gap_1), "pairs_1": gap_1.pairs}
+            row |= {"teacher_AP": _ap(many), **difference_cells("gap", gap), "pairs": gap.pairs}
             row |= {"s_per_img": seconds, "teacher_s_per_img": teacher_seconds, "speedup": teacher_seconds / seconds}
-            row |= {"results": _files(student), "teacher_results": _joined(many["file"])}
+            row |= {"results": _files(measured[cell]), "teacher_results": joined(many["file"])}
             rows.append(row)
-    return _judged(rows, DISTILLATION, "gap_1", "gap")
+    return judged(rows, DISTILLATION, "gap_1", "gap")
 
 
 def not_asked(asked: Asked, taught: Taught) -> list[tuple[str, int, int]]:
@@ -290,10 +290,68 @@ def not_asked(asked: Asked, taught: Taught) -> list[tuple[str, int, int]]:
     return [each for each in wanted if each not in there]
 
 
-def _summary_row(results: pd.DataFrame, cell: list[str]) -> Row:
-    """`summarise` of results that have one and the same cell."""
-    (row,) = records(summarise(results, cell=cell))
-    return row
+def errors_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """`tables/errors.tsv`: per lineage and kind of error the AP50 that it costs (`cost`), and how often it is there: a
+    mean over train seeds of the means over eval seeds. `AP50` is that of the same detections."""
+    rows = []
+    for lineage, breakdowns in of_lineage(runs).items():
+        for kind in KINDS:
+            costs = [each.costs[kind] for each in breakdowns]
+            low, high = interval(costs)
+            row = {
+                "run": lineage,
+                "sample_step": _steps(breakdowns),
+                "AP50": mean_of([each.ap50 for each in breakdowns]),
+            }
+            row |= {"error": kind, "count": mean_of([each.counts[kind] for each in breakdowns]), "cost": mean_of(costs)}
+            row |= {"cost_std": spread_of(costs), "cost_low": low, "cost_high": high}
+            rows.append(row | _breakdown_files(runs, lineage))
+    return rounded(pd.DataFrame(rows))
+
+
+def sizes_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """`tables/sizes.tsv`: per lineage and class that has objects how many, and AP by their size, means as above.
+
+    Raises UserError when the lineages were evaluated on different objects.
+    """
+    breakdowns = of_lineage(runs)
+    classes, objects = objects_of(breakdowns)
+    rows = []
+    for lineage, own in breakdowns.items():
+        for place in objects.nonzero()[0]:
+            row = {"run": lineage, "sample_step": _steps(own), "class": classes[place], "objects": objects[place]}
+            row |= {name: mean_of([each.sizes[size][place] for each in own]) for size, name in AP_OF_SIZE.items()}
+            rows.append(row | _breakdown_files(runs, lineage))
+    return rounded(pd.DataFrame(rows))
+
+
+def of_lineage(runs: Sequence[Run]) -> dict[str, list[Breakdown]]:
+    """The breakdowns of each lineage, one a train seed."""
+    breakdowns: dict[str, list[Breakdown]] = {}
+    for run in runs:
+        breakdowns.setdefault(run.lineage, []).append(run.breakdown)
+    return breakdowns
+
+
+def _steps(breakdowns: Sequence[Breakdown]) -> str:
+    return joined(each.sample_step for each in breakdowns)
+
+
+def _breakdown_files(runs: Sequence[Run], lineage: str) -> Row:
+    own = [run for run in runs if run.lineage == lineage]
+    files = joined(breakdown_path(lineage, run.train_seed) for run in own)
+    return {"train_seeds": len(own), "eval_seeds": len(own[0].breakdown.eval_seeds), "breakdown": files}
+
+
+def _summary_rows(results: pd.DataFrame, cell: list[str]) -> dict[Cell, Row]:
+    """`summarise` by cell."""
+    rows = records(summarise(results, cell=cell)) if len(results) else []
+    return {tuple(row[name] for name in cell): row for row in rows}
+
+
+def _by_cell(table: pd.DataFrame, cell: list[str]) -> dict[Cell, pd.DataFrame]:
+    """The rows of each cell, in the order in which cells first appear."""
+    return {tuple(key): rows for key, rows in table.groupby(cell, sort=False)}
 
 
 def _as_teacher(table: pd.DataFrame, of_seed: Mapping[int, Teacher]) -> pd.DataFrame:
@@ -303,14 +361,6 @@ def _as_teacher(table: pd.DataFrame, of_seed: Mapping[int, Teacher]) -> pd.DataF
         rows = table[(table["run"] == teacher.lineage) & (table["train_seed"] == teacher.seed)]
         parts.append(rows.assign(file=_files(rows), train_seed=train_seed))
     return pd.concat(parts, ignore_index=True)
-
-
-def _matching(table: pd.DataFrame, rows: pd.DataFrame, cell: Sequence[str]) -> pd.DataFrame:
-    """The rows of `table` that have the cell of `rows`, which is one and the same in all of them."""
-    same = pd.Series(True, table.index)
-    for name in cell:
-        same &= table[name] == rows[name].iloc[0]
-    return table[same]
 
 
 def _ap(results: pd.DataFrame) -> float:
@@ -323,7 +373,7 @@ def _seconds(speed: pd.DataFrame) -> float:
     return mean_of(speed["inference_s_per_img"])
 
 
-def _rounded(table: pd.DataFrame) -> pd.DataFrame:
+def rounded(table: pd.DataFrame) -> pd.DataFrame:
     """AP, seconds and ratios with as many decimals as in every table."""
     decimals = {
         **dict.fromkeys(["s_per_img", "teacher_s_per_img"], SECONDS_DECIMALS),
@@ -333,11 +383,12 @@ def _rounded(table: pd.DataFrame) -> pd.DataFrame:
     return table.round({name: decimals.get(name, DECIMALS) for name in numbers})
 
 
-def scalars(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
-    """`metrics.json`: AP and AP50 at each step count, per lineage, of a main table; None where the mean is nan."""
+def scalars(results: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """The `metrics/<lineage>.json` of each lineage in some results: AP, its standard deviation across train seeds, and
+    AP50, at each step count; None where there is no number."""
     metrics: dict[str, dict[str, float | None]] = {}
-    for row in records(table):
-        values = {f"{name}@{row['sample_step']}": row[name] for name in ("AP", "AP50")}
+    for row in records(summarise(results, ["AP", "AP50"]).round(DECIMALS)):
+        values = {f"{name}@{row['sample_step']}": row[name] for name in ("AP", "AP_std", "AP50")}
         metrics.setdefault(row["run"], {}).update({key: None if math.isnan(v) else v for key, v in values.items()})
     return metrics
 

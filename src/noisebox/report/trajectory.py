@@ -4,7 +4,6 @@ A strip has a row for each lineage and a column for the noise and each step; a f
 side by side. Every box of a step is drawn thin, those that would count as detections as in the picture grid.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from noisebox.errors import UserError
-from noisebox.files import atomic_path
+from noisebox.files import atomic_path, read_json
 from noisebox.report.pictures import (
-    CELL,
     COLOURS,
     GAP,
     HEAD_LINE,
@@ -24,16 +22,17 @@ from noisebox.report.pictures import (
     Box,
     Picture,
     Pictures,
-    _annotated,
-    _edges,
-    _font,
-    _legend,
-    _load,
-    _scaled,
-    _wrapped,
+    cell_factor,
+    class_legend,
+    font_of,
+    load_photograph,
     picture_grid,
+    pixel_edges,
     read_pictures,
+    scaled_size,
     shown,
+    with_boxes,
+    wrapped_name,
     write_png,
 )
 
@@ -65,9 +64,8 @@ class Trajectories:
 
 def read_trajectories(path: Path) -> Trajectories:
     """Read a file that `evaluation.trajectory` wrote; raises UserError naming the file and what is wrong in it."""
-    pictures = read_pictures(path)
+    pictures, content = read_pictures(path), read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         classes = tuple(str(name) for name in content["classes"])
         every = zip(pictures.images, content["images"], strict=True)
         steps = tuple(tuple(_step(image, classes, step) for step in entry["trajectory"]) for image, entry in every)
@@ -102,7 +100,7 @@ def write_show(files: Mapping[str, Path], out: Path, root: Path) -> list[Path]:
     grid = picture_grid({lineage: each.pictures for lineage, each in of.items()}, first.classes, root)
     write_png(grid, written[0])
     for place, image in enumerate(first.pictures.images):
-        photograph = _load(root, image)
+        photograph = load_photograph(root, image)
         steps = {lineage: each.steps[place] for lineage, each in of.items()}
         written += [out / f"{image.id}-steps.png", out / f"{image.id}-film.png"]
         write_png(strip(photograph, steps, first.classes), written[-2])
@@ -121,16 +119,16 @@ def strip(photograph: Image.Image, steps: Mapping[str, Sequence[Step]], classes:
     width = (len(columns) + 1) * (cells.width + GAP) - GAP
     row_height = HEAD_LINE + cells.height + GAP
     top = MARGIN + HEAD_LINE + GAP
-    legend = _legend(cells.colours, width)
+    legend = class_legend(cells.colours, width)
     sheet = Image.new("RGB", (width + 2 * MARGIN, top + row_height * len(steps) + legend.height + MARGIN), "white")
     sheet.paste(legend, (MARGIN, sheet.height - MARGIN - legend.height))
     draw = ImageDraw.Draw(sheet)
     lefts = [MARGIN + column * (cells.width + GAP) for column in range(len(columns) + 1)]
     for left, title in zip(lefts, ["noise", *(f"step {step + 1}" for step in columns)], strict=True):
-        draw.text((left, MARGIN + HEAD_LINE // 2), title, "black", _font(HEAD_SIZE), anchor="lm")
+        draw.text((left, MARGIN + HEAD_LINE // 2), title, "black", font_of(HEAD_SIZE), anchor="lm")
     for row, (lineage, own) in enumerate(steps.items()):
         above = top + row * row_height
-        draw.text((MARGIN, above + HEAD_LINE // 2), lineage, "black", _font(HEAD_SIZE), anchor="lm")
+        draw.text((MARGIN, above + HEAD_LINE // 2), lineage, "black", font_of(HEAD_SIZE), anchor="lm")
         pictures = [cells.faint(own[0].given), *(cells.said(own[step]) for step in columns)]
         for left, picture in zip(lefts, pictures, strict=True):
             sheet.paste(picture, (left, above + HEAD_LINE))
@@ -179,20 +177,20 @@ def _moved(step: Step, part: float) -> list[Corners]:
 
 
 def _frame(pictures: Mapping[str, Image.Image], title: str, cells: "_Cells") -> Image.Image:
-    heads = [_wrapped(lineage, cells.width) for lineage in pictures]
+    heads = [wrapped_name(lineage, cells.width) for lineage in pictures]
     top = MARGIN + max(len(lines) for lines in heads) * HEAD_LINE
     width = len(heads) * (cells.width + GAP) - GAP
-    legend = _legend(cells.colours, width)
+    legend = class_legend(cells.colours, width)
     frame = Image.new(
         "RGB", (width + 2 * MARGIN, top + cells.height + GAP + HEAD_LINE + legend.height + MARGIN), "white"
     )
     draw = ImageDraw.Draw(frame)
     for column, (lines, picture) in enumerate(zip(heads, pictures.values(), strict=True)):
         left = MARGIN + column * (cells.width + GAP)
-        draw.multiline_text((left, top - 6), "\n".join(lines), "black", _font(HEAD_SIZE), anchor="ld")
+        draw.multiline_text((left, top - 6), "\n".join(lines), "black", font_of(HEAD_SIZE), anchor="ld")
         frame.paste(picture, (left, top))
     below = top + cells.height + GAP
-    draw.text((MARGIN, below + HEAD_LINE // 2), title, "black", _font(HEAD_SIZE), anchor="lm")
+    draw.text((MARGIN, below + HEAD_LINE // 2), title, "black", font_of(HEAD_SIZE), anchor="lm")
     frame.paste(legend, (MARGIN, below + HEAD_LINE))
     return frame
 
@@ -201,9 +199,8 @@ class _Cells:
     """Draws boxes on one photograph, scaled to a cell."""
 
     def __init__(self, photograph: Image.Image, classes: Sequence[str]) -> None:
-        stored = photograph.width
-        self.factor = (round(CELL / stored) or 1) if stored < 1.5 * CELL else CELL / stored
-        self.photograph = photograph.resize(_scaled(*photograph.size, self.factor), Image.Resampling.LANCZOS)
+        self.factor = cell_factor(photograph.width)
+        self.photograph = photograph.resize(scaled_size(*photograph.size, self.factor), Image.Resampling.LANCZOS)
         self.width, self.height = self.photograph.size
         self.named = len(classes) > len(COLOURS)
         self.every = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(classes)}
@@ -214,7 +211,7 @@ class _Cells:
         layer = Image.new("RGBA", self.photograph.size)
         draw = ImageDraw.Draw(layer)
         for box in boxes:
-            left, top, right, bottom = _edges(Box(box, ""), self.factor)
+            left, top, right, bottom = pixel_edges(Box(box, ""), self.factor)
             if right - left > 2 and bottom - top > 2:
                 draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=SHADE)
             draw.rectangle((left, top, right, bottom), outline=LIGHT)
@@ -224,4 +221,4 @@ class _Cells:
         """The photograph with all boxes that a step ends with, those that count in the colour of their class."""
         boxes, passing = shown(step.said)
         faint = self.faint([box.xyxy for box in step.said.detections])
-        return _annotated(faint, boxes, self.factor, self.every, not passing, self.named)
+        return with_boxes(faint, boxes, self.factor, self.every, not passing, self.named)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.files import atomic_path, sha256, write_text
-from noisebox.models import Detector, build_model
+from noisebox.models import build_model
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def load_weights(model: nn.Module, state: dict[str, Any], source: Path | str) ->
     )
 
 
-def load_model(path: Path) -> tuple[Detector, RunConfig, dict[str, Any]]:
-    """The trained detector (on the CPU, in eval mode), its configuration and the whole checkpoint.
+def load_model(path: Path) -> tuple[Any, RunConfig, dict[str, Any]]:
+    """The trained model (on the CPU, in eval mode), its configuration and the whole checkpoint.
 
     Raises UserError when the file is no checkpoint of noisebox, or the code no longer builds the model it was made by.
     """

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from noisebox.config import DistillConfig, RunConfig
+from noisebox.config import RunConfig
+from noisebox.config.families import TeacherConfig
 from noisebox.errors import UserError
-from noisebox.models import Detector
-from noisebox.structures import Batch
+from noisebox.models import Model
+from noisebox.structures import Examples
 from noisebox.training.checkpoint import load_model
 
 
@@ -16,20 +17,18 @@ class Lesson(nn.Module):
     """What the trainer calls in place of the student. The teacher is not part of it as a module, so that nothing
     trains, wraps, saves or switches it."""
 
-    def __init__(self, student: Detector, teacher: Detector, config: DistillConfig) -> None:
+    def __init__(self, student: Model, teacher: Model, config: TeacherConfig) -> None:
         super().__init__()
         self.student = student
         self.config = config
         self._teacher = (teacher.eval().requires_grad_(False),)
 
-    def forward(self, batch: Batch, seed: int, step: int) -> dict[str, Tensor]:
-        """The student's terms, as those of `Detector.forward`."""
+    def forward(self, batch: Examples, seed: int, step: int) -> dict[str, Tensor]:
+        """The student's terms, as those of `Model.forward`."""
         return self.student.distil(self._teacher[0], batch, seed, step, self.config)
 
 
-def load_teacher(
-    path: Path, config: RunConfig, student: Detector, classes: Sequence[str]
-) -> tuple[Detector, RunConfig]:
+def load_teacher(path: Path, config: RunConfig, student: Model, classes: Sequence[str]) -> tuple[Model, RunConfig]:
     """The detector of a checkpoint, as a teacher for `student`, and the configuration it was trained by.
 
     Raises UserError when it is of another family, knows other classes, or cannot be compared proposal by proposal.

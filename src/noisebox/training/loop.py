@@ -19,9 +19,9 @@ from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.files import write_text
 from noisebox.graph import Lineage
-from noisebox.models import BOX_MONITORS, Detector, build_model
+from noisebox.models import BOX_MONITORS, Model, build_model
 from noisebox.progress import Progress
-from noisebox.structures import Batch
+from noisebox.structures import Examples
 from noisebox.training.checkpoint import LoadReport, load_checkpoint, load_weights, save_checkpoint, write_sha256
 from noisebox.training.distill import load_teacher
 from noisebox.training.folder import claimed, clear, publish
@@ -30,8 +30,8 @@ from noisebox.training.optim import learning_rate, train_mode
 from noisebox.training.provenance import Record, difference, environment, fingerprint
 from noisebox.training.step import Trainer, summed
 
-Batches = Callable[[int, int], Iterable[Batch]]
-Validate = Callable[[Detector], float]
+Batches = Callable[[int, int], Iterable[Examples]]
+Validate = Callable[[Model], float]
 
 log = logging.getLogger("noisebox")
 
@@ -43,6 +43,7 @@ def train(
     batches: Batches,
     data_hash: str,
     *,
+    metric: str = "AP",
     validate: Validate | None = None,
     parent: Path | None = None,
     teacher: Path | None = None,
@@ -51,9 +52,9 @@ def train(
     """Train, or go on with, one run, and publish `graph.RUN_FILES` in the folder `run`.
 
     `batches(start, stop)` gives the batches of the steps start … stop - 1, each a function of its step. `validate`
-    gives a detector's AP; it is asked every `solver.eval_every` steps and after the last. `parent` is the checkpoint to
-    start from, `teacher` the one to learn from where the configuration distils. `root` is the repository, for the
-    hashes of the code and the commit.
+    gives a model's `metric`, higher is better; it is asked every `solver.eval_every` steps and after the last.
+    `parent` is the checkpoint to start from, `teacher` the one to learn from where the configuration distils. `root` is
+    the repository, for the hashes of the code and the commit.
 
     Raises UserError when the folder is taken or cannot be written, parent or teacher do not fit, the device is not
     there, or a loss is not finite; `work/last.pth` then stays whole.
@@ -65,7 +66,7 @@ def train(
         mentor, its_config = load_teacher(teacher, config, detector, classes) if teacher else (None, None)
         loaded = _warm_start(config, detector, parent)
         inputs = fingerprint(config.family, parent, teacher, data_hash, root)
-        training = _Training(config, classes, Trainer(config, detector, mentor), inputs, work)
+        training = _Training(config, classes, Trainer(config, detector, mentor), inputs, work, metric)
         resumed = training.resume()
         facts = _facts(config, inputs) | _descent(parent, loaded, inputs) | _lesson(config, teacher, its_config, inputs)
         record = Record(work / "run.json", facts | environment(config, root), resumed)
@@ -91,12 +92,18 @@ class _Training:
     """A training under way: what it has reached, and the way of that to `work/` and back."""
 
     def __init__(
-        self, config: RunConfig, classes: Sequence[str], trainer: Trainer, inputs: dict[str, Any], work: Path
+        self,
+        config: RunConfig,
+        classes: Sequence[str],
+        trainer: Trainer,
+        inputs: dict[str, Any],
+        work: Path,
+        metric: str,
     ) -> None:
         self.config, self.classes, self.trainer, self.inputs, self.work = config, classes, trainer, inputs, work
-        self.metrics = Metrics(work / "metrics.csv", Lineage.parse(config.lineage).recipe)
+        self.metrics = Metrics(work / "metrics.csv", Lineage.parse(config.lineage).recipe, metric)
         self.step = 0  # optimiser steps taken
-        self.best: float | None = None  # the highest AP so far
+        self.best: float | None = None  # the highest metric so far
         self.warned = False  # of collapsed boxes
 
     def resume(self) -> bool:
@@ -114,7 +121,7 @@ class _Training:
         clear(self.work)
         return False
 
-    def advance(self, batch: Batch) -> float:
+    def advance(self, batch: Examples) -> float:
         """Take one step and write the row that is due; returns the loss."""
         terms = self.trainer.update(batch, self.step)
         rate = learning_rate(self.step, self.config.solver)
@@ -140,14 +147,14 @@ class _Training:
         return every > 0 and (self.step % every == 0 or self.step == self.config.solver.iterations)
 
     def validate(self, validate: Validate) -> None:
-        """Measure the AP, and keep the weights in `best.pth` if it is the highest so far."""
+        """Measure the metric, and keep the weights in `best.pth` if it is the highest so far."""
         detector = self.trainer.result()
         detector.eval()
         with torch.no_grad():
-            ap = validate(detector)
+            value = validate(detector)
         train_mode(self.trainer.detector)
-        self.metrics.write_validation(self.step, ap)
-        score = -math.inf if math.isnan(ap) else ap
+        self.metrics.write_validation(self.step, value)
+        score = -math.inf if math.isnan(value) else value
         if self.best is None or score > self.best:
             self.best = score
             save_checkpoint(self.work / "best.pth", self._result())
@@ -185,7 +192,7 @@ class _Training:
         return {**weights, "config": config, "classes": list(self.classes), "iteration": self.step}
 
 
-def _warm_start(config: RunConfig, detector: Detector, parent: Path | None) -> LoadReport | None:
+def _warm_start(config: RunConfig, detector: Model, parent: Path | None) -> LoadReport | None:
     if parent is None:
         return None
     report = load_weights(detector, load_checkpoint(parent), parent)
@@ -212,5 +219,5 @@ def _lesson(
     if teacher is None or its_config is None or config.distill is None:
         return {"teacher": None}
     who = {"lineage": its_config.lineage, "seed": its_config.seed, "checkpoint": str(teacher)}
-    how = {name: getattr(config.distill, name) for name in ("kind", "teacher_steps", "student_steps")}
+    how = config.distill.model_dump(exclude={"enable", "teacher", "teacher_seed"})
     return {"teacher": {**who, "sha256": inputs["teacher"], **how}}

@@ -1,4 +1,4 @@
-"""`metrics.csv`: mode, phase, step, loss, its terms and what else is monitored, learning rate, AP.
+"""`metrics.csv`: mode, phase, step, loss, its terms and what else is monitored, learning rate, metric.
 
 The file has one header for its whole life. A row of mode `train` holds means since the row before it. The text and the
 sums of a row in the making belong to the training's state in `last.pth`, so rows neither depend on when a checkpoint
@@ -15,10 +15,10 @@ from noisebox.training.step import summed
 
 
 class Metrics:
-    """The growing file at `path`; `phase` is the name of the recipe."""
+    """The growing file at `path`; `phase` is the name of the recipe, `metric` that of what validation measures."""
 
-    def __init__(self, path: Path, phase: str) -> None:
-        self.path, self.phase = path, phase
+    def __init__(self, path: Path, phase: str, metric: str) -> None:
+        self.path, self.phase, self.metric = path, phase, metric
         self.text = ""
         self._sums: dict[str, float] = {}
         self._count = 0
@@ -49,15 +49,15 @@ class Metrics:
         self._sums, self._count = {}, 0
         return means
 
-    def write_validation(self, step: int, ap: float) -> None:
-        """A row with the AP after `step` steps."""
+    def write_validation(self, step: int, value: float) -> None:
+        """A row with the metric after `step` steps."""
         self._write_header()
         empty = [""] * (self.text.partition("\n")[0].count(",") - 3)
-        self._append(["val", self.phase, str(step), *empty, f"{ap:.4f}"])
+        self._append(["val", self.phase, str(step), *empty, f"{value:.4f}"])
 
     def _write_header(self) -> None:
         if not self.text:
-            self._append(["mode", "phase", "step", "loss", *sorted(self._sums), "lr", "AP"])
+            self._append(["mode", "phase", "step", "loss", *sorted(self._sums), "lr", self.metric])
 
     def _append(self, cells: list[str]) -> None:
         row = ",".join(cells) + "\n"

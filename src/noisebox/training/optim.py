@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from noisebox.config import SolverConfig
-from noisebox.models import Detector
+from noisebox.models import Model
 
 
-def build_optimizer(model: Detector, solver: SolverConfig) -> torch.optim.AdamW:
+def build_optimizer(model: Model, solver: SolverConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; each group's `multiplier` scales its rate.
 
     A multiplier of 0 freezes: those parameters leave the optimiser and need no gradient, so nothing is computed for
@@ -59,7 +59,7 @@ class Ema:
     It starts at the weights that the training starts from. Buffers and integers are copied as they are.
     """
 
-    def __init__(self, model: Detector, decay: float) -> None:
+    def __init__(self, model: Model, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
 

@@ -11,32 +11,17 @@ from pathlib import Path
 
 import torch
 
-from noisebox.config import RunConfig, Sampling
+from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.files import write_text
-from noisebox.models import Detector, build_model
+from noisebox.models import Model, build_model
 from noisebox.progress import Progress
-from noisebox.structures import Batch
+from noisebox.structures import Examples
 from noisebox.training.checkpoint import load_model, save_checkpoint
 from noisebox.training.step import Trainer, summed
 
 
-def smoke_config(config: RunConfig) -> RunConfig:
-    """The configuration of the smoke run: its first batch has `smoke.images` images, trained at the peak rate."""
-    solver = config.solver.model_copy(
-        update={
-            "batch_size": config.smoke.images,
-            "accumulate": 1,
-            "warmup_iters": 0,
-            "decay_at": [],
-            "ema_decay": 0.0,
-            "backbone_multiplier": config.solver.backbone_multiplier or 1.0,
-        }
-    )
-    return config.model_copy(update={"solver": solver})
-
-
-def smoke(config: RunConfig, out: Path, classes: Sequence[str], batch: Batch) -> None:
+def smoke(config: RunConfig, out: Path, classes: Sequence[str], batch: Examples) -> None:
     """Run the checks on one batch and write `smoke.tsv` (recipe, check, value, ok) to `out`.
 
     `config` is one of `smoke_config`. Raises UserError naming the check that failed; nothing is written then.
@@ -63,15 +48,16 @@ def smoke(config: RunConfig, out: Path, classes: Sequence[str], batch: Batch) ->
     write_text(out, "".join("\t".join(row) + "\n" for row in table))
 
 
-def _stand_in_teacher(config: RunConfig, num_classes: int) -> Detector | None:
+def _stand_in_teacher(config: RunConfig, num_classes: int) -> Model | None:
     """For a recipe that distils: an untrained detector of other weights, which can be learned from like any other."""
     if config.distill is None:
         return None
-    return build_model(config.model_copy(update={"seed": config.seed + 1}), num_classes)
+    mentor: Model = build_model(config.model_copy(update={"seed": config.seed + 1}), num_classes)
+    return mentor
 
 
-def _comes_back(trainer: Trainer, config: RunConfig, classes: Sequence[str], batch: Batch) -> bool:
-    """Whether a checkpoint of the detector, saved and loaded, finds exactly the same boxes, scores and labels."""
+def _comes_back(trainer: Trainer, config: RunConfig, classes: Sequence[str], batch: Examples) -> bool:
+    """Whether a checkpoint of the detector, saved and loaded, answers exactly the same."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model_final.pth"
         described = {"config": config.model_dump(mode="json"), "classes": list(classes)}
@@ -79,11 +65,6 @@ def _comes_back(trainer: Trainer, config: RunConfig, classes: Sequence[str], bat
         save_checkpoint(path, {"model": weights, **described, "iteration": config.smoke.iterations})
         loaded, _, _ = load_model(path)
     device = trainer.accelerator.device
-    before, after = (_found(model.to(device).eval(), batch.to(device)) for model in (trainer.detector, loaded))
+    with torch.no_grad():
+        before, after = (model.to(device).eval().answer(batch.to(device)) for model in (trainer.detector, loaded))
     return all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-
-
-@torch.no_grad()
-def _found(detector: Detector, batch: Batch) -> list[torch.Tensor]:
-    (images,) = detector.detect(detector.encode(batch), batch, [0], Sampling(steps=1))
-    return [tensor for image in images for tensor in (image.boxes_xyxy, image.scores, image.labels)]

@@ -11,10 +11,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from noisebox.config import RunConfig
-from noisebox.data.loader import micro_batches
 from noisebox.errors import UserError
-from noisebox.models import Detector
-from noisebox.structures import Batch
+from noisebox.models import Model
+from noisebox.structures import Examples
 from noisebox.training.distill import Lesson
 from noisebox.training.optim import Ema, build_optimizer, learning_rate, set_learning_rate, train_mode
 
@@ -22,7 +21,7 @@ from noisebox.training.optim import Ema, build_optimizer, learning_rate, set_lea
 class Trainer:
     """A detector with its optimiser, EMA and loss scaler. Step s is a pure function of their state, s and its batch."""
 
-    def __init__(self, config: RunConfig, detector: Detector, teacher: Detector | None = None) -> None:
+    def __init__(self, config: RunConfig, detector: Model, teacher: Model | None = None) -> None:
         """With a distilling configuration, `teacher` is what the detector learns from.
 
         Raises UserError when the device is not there.
@@ -38,7 +37,7 @@ class Trainer:
         self._model, self._optimizer = self.accelerator.prepare(model, optimizer)
         train_mode(detector)
 
-    def update(self, batch: Batch, step: int) -> dict[str, float]:
+    def update(self, batch: Examples, step: int) -> dict[str, float]:
         """Take the optimiser step number `step` (from 0); returns the loss terms and what else the detector monitors,
         averaged over the micro-batches.
 
@@ -47,7 +46,9 @@ class Trainer:
         solver = self.config.solver
         set_learning_rate(self._optimizer, learning_rate(step, solver))
         sums: dict[str, float] = {}
-        for index, part in enumerate(micro_batches(batch, solver.accumulate), start=1):
+        share = len(batch) // solver.accumulate
+        for index in range(1, solver.accumulate + 1):
+            part = batch.part(slice((index - 1) * share, index * share))
             # With several processes, gradients need to be exchanged only after the last micro-batch.
             with nullcontext() if index == solver.accumulate else self.accelerator.no_sync(self._model):
                 terms = self._model(part.to(self.accelerator.device), self.config.seed, step)
@@ -68,7 +69,7 @@ class Trainer:
             self.ema.update(self.detector)
         return sums
 
-    def result(self) -> Detector:
+    def result(self) -> Model:
         """The detector that is evaluated and published: the averaged weights where EMA is on."""
         return self.ema.model if self.ema else self.detector
 
@@ -100,7 +101,7 @@ class Trainer:
 
 def is_loss(name: str) -> bool:
     """Whether a term is minimised; the others are monitors."""
-    return name.startswith("loss_")
+    return name.startswith(("loss_", "L"))
 
 
 def summed(terms: dict[str, float]) -> float:

@@ -5,7 +5,7 @@ from torch import Tensor, distributed
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from noisebox.config import LossConfig
+from noisebox.config.diffusiondet import LossConfig
 from noisebox.models.diffusiondet.head import HeadOutput
 from noisebox.models.diffusiondet.matcher import Matches, PaddedTargets, match, pairwise_iou
 

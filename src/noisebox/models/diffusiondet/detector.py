@@ -1,17 +1,18 @@
 """DiffusionDet (Chen et al. 2023): detection as denoising of boxes, in one page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from noisebox.config import DiffusionDetConfig, DistillConfig, LossConfig, Sampling
+from noisebox.config import Sampling
+from noisebox.config.diffusiondet import DiffusionDetConfig, DistillConfig, LossConfig
 from noisebox.diffusion.gaussian import GaussianDiffusion
 from noisebox.diffusion.labels import label_process
 from noisebox.diffusion.sampler import NO_QUALITY_HEAD, BoxSampler, Denoise, Prediction, RowKey, ScoredBoxes
 from noisebox.errors import UserError
-from noisebox.models import Detector
+from noisebox.models import NO_CROPS, Detector
 from noisebox.models.backbone import Backbone
 from noisebox.models.diffusiondet.criterion import set_prediction_loss
 from noisebox.models.diffusiondet.distillation import check_teacher, consistency_terms, sampler_terms
@@ -70,7 +71,7 @@ class DiffusionDet(Detector):
 
     def look(self, pyramid: Pyramid, batch: Batch, noisy: "NoisyProposals") -> HeadOutput:
         """What the head says of the noisy proposals of a training batch."""
-        image_whwh = _whwh(batch.sizes_hw)
+        image_whwh = self.image_whwh(batch)
         boxes_xyxy = self.diffusion.to_boxes(noisy.x_t, image_whwh)
         every_image = torch.arange(len(batch), device=noisy.t.device)
         want_attention = self.loss.graph_topo_loss_weight > 0
@@ -81,7 +82,7 @@ class DiffusionDet(Detector):
 
     def supervised(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
         """The loss of what the head said against ground truth."""
-        return set_prediction_loss(output, PaddedTargets.of(batch.targets), _whwh(batch.sizes_hw), self.loss)
+        return set_prediction_loss(output, PaddedTargets.of(batch.targets), self.image_whwh(batch), self.loss)
 
     def noisy_proposals(self, batch: Batch, seed: int, step: int) -> "NoisyProposals":
         """What the head is trained on: ground truth among random boxes, diffused to a random time (section 3.3).
@@ -106,7 +107,7 @@ class DiffusionDet(Detector):
         x0 = (placeholders * 2 - 1) * self.config.snr_scale
         objects = PaddedTargets.of(shown)
         slots = objects.valid.shape[1]
-        known = self.diffusion.from_boxes(objects.boxes_xyxy, _whwh(batch.sizes_hw))
+        known = self.diffusion.from_boxes(objects.boxes_xyxy, self.image_whwh(batch))
         x0[:, :slots] = torch.where(objects.valid[..., None], known, x0[:, :slots])
         x_t = self.diffusion.q_sample(x0, t, noise.normal("box noise", (count, 4)))
         if self.labels is None:
@@ -142,12 +143,13 @@ class DiffusionDet(Detector):
     def check_sampling(self, sampling: Sampling) -> None:
         if sampling.guidance.scale > 0 and not self.config.quality_head:
             raise UserError(NO_QUALITY_HEAD)
+        if sampling.crops:
+            raise UserError(NO_CROPS)
 
     @torch.no_grad()
     def detect(
         self, encoded: Pyramid, batch: Batch, eval_seeds: Sequence[int], sampling: Sampling
     ) -> list[list[Detections]]:
-        self.check_sampling(sampling)
         rows = [(seed, image) for seed in eval_seeds for image in range(len(batch))]
         proposals = GUIDED_PROPOSALS_PER_PASS if sampling.guidance.scale > 0 else PROPOSALS_PER_PASS
         at_once = max(1, proposals // self.config.num_proposals)
@@ -162,16 +164,23 @@ class DiffusionDet(Detector):
         """Detections of rows (eval seed, index of the image in the batch), sampled together."""
         images = torch.tensor([image for _, image in rows], device=batch.images.device)
         keys = [RowKey(seed, batch.image_ids[image]) for seed, image in rows]
-        image_whwh = _whwh(batch.sizes_hw)[images]
+        image_whwh = self.image_whwh(batch)[images]
         original_whwh = _whwh(batch.original_hw)[images]
         sampled = self.sampler.sample(self.denoiser(pyramid, images, image_whwh), keys, image_whwh, sampling)
         return [_restore(*row) for row in zip(sampled, image_whwh, original_whwh, strict=True)]
 
-    def denoiser(self, pyramid: Pyramid, image_index: Tensor, image_whwh: Tensor) -> Denoise:
-        """The head's last stage as the sampler's denoiser, for rows of these images."""
+    def denoiser(
+        self,
+        pyramid: Pyramid,
+        image_index: Tensor,
+        image_whwh: Tensor,
+        listen: Callable[[HeadOutput], None] = lambda _: None,
+    ) -> Denoise:
+        """The head's last stage as the sampler's denoiser, for rows of these images; `listen` hears all stages."""
 
         def denoise(boxes_xyxy: Tensor, t: Tensor, labels: Tensor | None) -> Prediction:
             said: HeadOutput = self.head(pyramid, boxes_xyxy, t, image_index, image_whwh, labels)
+            listen(said)
             quality = None if said.quality is None else said.quality[-1]
             return Prediction(said.logits[-1], said.boxes_xyxy[-1], quality)
 

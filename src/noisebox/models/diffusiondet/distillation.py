@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
-from noisebox.config import DistillConfig, LossConfig, SamplerConfig, Sampling
+from noisebox.config import Sampling
+from noisebox.config.diffusiondet import DistillConfig, LossConfig, SamplerConfig
 from noisebox.diffusion.sampler import BoxSampler, Prediction, RowKey
 from noisebox.errors import UserError
 from noisebox.models.diffusiondet.head import HeadOutput, box_monitors
@@ -75,13 +76,12 @@ def _trajectory(detector: "DiffusionDet", batch: Batch, keys: list[RowKey], step
     sampler = BoxSampler(detector.diffusion, DETERMINISTIC, detector.config.num_proposals, detector.labels)
     image_whwh = detector.image_whwh(batch)
     every_image = torch.arange(len(batch), device=image_whwh.device)
-    pyramid = detector.encode(batch)
     latest: list[HeadOutput] = []
 
-    def denoise(boxes_xyxy: Tensor, t: Tensor, labels: Tensor | None) -> Prediction:
-        latest[:] = [detector.head(pyramid, boxes_xyxy, t, every_image, image_whwh, labels)]
-        return _stage(latest[0], -1)
+    def keep(output: HeadOutput) -> None:
+        latest[:] = [output]
 
+    denoise = detector.denoiser(detector.encode(batch), every_image, image_whwh, keep)
     for _ in sampler.trajectory(denoise, keys, image_whwh, Sampling(steps=steps)):
         yield latest[0]
 
@@ -90,10 +90,9 @@ def _terms(
     name: str, student: "DiffusionDet", output: HeadOutput, lesson: HeadOutput, batch: Batch, config: DistillConfig
 ) -> dict[str, Tensor]:
     """The student's stages held to the teacher's, a mean over stages, and to ground truth."""
-    whwh, last = student.image_whwh(batch), len(output.logits)
+    whwh, stages = student.image_whwh(batch), range(len(output.logits))
     held = [
-        imitation(_stage(output, stage), _stage(lesson, stage), whwh, student.loss, config.top_k)
-        for stage in range(last)
+        imitation(_stage(output, stage), _stage(lesson, stage), whwh, student.loss, config.top_k) for stage in stages
     ]
     box, cls = (torch.stack(parts).mean() for parts in zip(*held, strict=True))
     terms = {f"loss_{name}_box": config.box_weight * box, f"loss_{name}_cls": config.cls_weight * cls}

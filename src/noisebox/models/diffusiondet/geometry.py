@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert
 
-from noisebox.config import GeoBiasConfig
+from noisebox.config.diffusiondet import GeoBiasConfig
 from noisebox.models.diffusiondet.matcher import pairwise_iou
 
 # In image sizes: how far a corner may lie from the image's origin, and how small a box may be.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from noisebox.config import DiffusionDetConfig
+from noisebox.config.diffusiondet import DiffusionDetConfig
 from noisebox.models import BOX_MONITORS
 from noisebox.models.diffusiondet.attention import attend
 from noisebox.models.diffusiondet.geometry import GeometryBias, GeometryFeatures

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
-from noisebox.config import LossConfig
+from noisebox.config.diffusiondet import LossConfig
 from noisebox.structures import Targets
 
 CENTRE_RADIUS = 2.5

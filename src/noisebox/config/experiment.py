@@ -1,0 +1,202 @@
+"""`params/experiment.yaml`: which lineages are made, which seeds, and what each checkpoint is asked."""
+
+import itertools
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from noisebox import graph
+from noisebox.config.sampling import GuidanceConfig, Sampling
+from noisebox.config.section import Count, NotNegative, Positive, Section
+from noisebox.errors import what_fits
+
+
+class PicturesConfig(Section):
+    """The picture grid: the first `images` validation images, and whose detections stand beside the ground truth."""
+
+    images: Count = 6
+    lineages: Annotated[list[str], Field(min_length=1)]
+
+
+class ProtocolConfig(Section):
+    """What checkpoints are asked: each eval seed at each step count."""
+
+    eval_seeds: Annotated[list[Count], Field(min_length=1)]
+    sample_steps: Annotated[list[Positive], Field(min_length=1)]
+
+    def asked(self) -> list[Sampling]:
+        """The ways to sample, each to be run under each eval seed."""
+        return [Sampling(steps=steps) for steps in self.sample_steps]
+
+
+class GuidanceProtocol(ProtocolConfig):
+    """Quality guidance: no guidance, and each scale above 0 × mode × number of Langevin steps."""
+
+    scales: Annotated[list[NotNegative], Field(min_length=1)]
+    modes: Annotated[list[Literal["final", "all"]], Field(min_length=1)]
+    langevin_steps: Annotated[list[Positive], Field(min_length=1)]
+
+    def asked(self) -> list[Sampling]:
+        grid = itertools.product(sorted(set(self.scales) - {0}), self.modes, self.langevin_steps)
+        guided = [GuidanceConfig(scale=scale, mode=mode, langevin_steps=count) for scale, mode, count in grid]
+        every = [GuidanceConfig(), *guided]
+        return [Sampling(steps=steps, guidance=guidance) for steps in self.sample_steps for guidance in every]
+
+
+class ProtocolsConfig(Section):
+    """The protocols by name. A lineage that is asked several is evaluated once, in all the ways that they ask for.
+
+    `main` makes the main table, `steps` the trade-off of AP and time, `guidance` the guidance sweep, `ablations` the
+    ablation table, `distillation` holds students against their teachers.
+    """
+
+    main: ProtocolConfig
+    steps: ProtocolConfig | None = None
+    guidance: GuidanceProtocol | None = None
+    ablations: ProtocolConfig | None = None
+    distillation: ProtocolConfig | None = None
+
+    def by_name(self) -> dict[str, ProtocolConfig]:
+        """Those that the experiment has."""
+        return {name: protocol for name in type(self).model_fields if (protocol := getattr(self, name)) is not None}
+
+
+class Line(Section):
+    """What is made of one line of research: `recipes` are in use and smoke-tested; `scratch` are those trained from
+    scratch, `parents` says what each of the others goes on from; `lineages` are evaluated and reported."""
+
+    recipes: list[str] = []
+    scratch: list[str] = []
+    parents: dict[str, list[str]] = {}
+    lineages: list[str] = []
+
+    @model_validator(mode="after")
+    def _lineages_are_planned(self) -> Self:
+        planned = set(self.planned_lineages())
+        for name in self.lineages:
+            lineage = graph.Lineage.parse(name)
+            for ancestor in lineage.ancestry():
+                if ancestor.name not in planned:
+                    fit = (
+                        f"add {ancestor.parent.name!r} to parents.{ancestor.recipe}"
+                        if ancestor.parent
+                        else f"add {ancestor.recipe!r} to scratch"
+                    )
+                    raise ValueError(f"lineages names {name!r}, but nothing trains {ancestor.name!r}: {fit}")
+            for recipe in lineage.parts:
+                if recipe not in self.recipes:
+                    raise ValueError(f"lineages names {name!r}, but recipes does not list {recipe!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _recipes_are_in_use(self) -> Self:
+        grown = [recipe for recipe, parents in self.parents.items() if parents]
+        for place, names in (("scratch", self.scratch), ("parents", grown)):
+            for name in names:
+                if name not in self.recipes:
+                    raise ValueError(f"{place} names {name!r}, but {what_fits(name, self.recipes, 'recipes has')}")
+        return self
+
+    def planned_lineages(self) -> list[str]:
+        """Every lineage that has a training stage: those from scratch, then recipe by recipe."""
+        grown = [f"{parent}+{recipe}" for recipe, parents in self.parents.items() for parent in parents]
+        return [*self.scratch, *grown]
+
+
+class AerialLine(Line):
+    """The line of cluster crops (family yolc): each lineage is evaluated without and with crops, as `crops` lists."""
+
+    crops: Annotated[list[bool], Field(min_length=1)] = [False, True]
+    pictures: Count = 2
+
+    def asked(self) -> dict[Sampling, list[int]]:
+        """What an evaluation runs; there is no noise, so one eval seed says all."""
+        return {Sampling(steps=1, crops=crops): [0] for crops in self.crops}
+
+
+class BevLine(Line):
+    """The line of segmentation from above (family bev): `depth_gt` are the splits that get depth ground truth,
+    `protocol` is what each lineage is evaluated by; of the validation images `pictures`, by place, maps are shown."""
+
+    depth_gt: list[Literal["train", "val"]] = []
+    protocol: ProtocolConfig = ProtocolConfig(eval_seeds=[0], sample_steps=[1])
+    pictures: list[Count] = [0]
+
+
+class ExperimentConfig(Line):
+    """`params/experiment.yaml`: which scale, which lineages, which seeds, which protocols.
+
+    Lineages of detection stand at the top, those of the other lines under `aerial` and `bev`; `data` are the lines
+    whose datasets are made.
+
+    `asked` names the protocols of each lineage: so naming one more lineage is no reason to evaluate another again.
+    `ablations` are groups of lineages that differ in one switch, each variant's lineage by the variant's name.
+    """
+
+    scale: str
+    train_seeds: Annotated[list[Count], Field(min_length=1)]
+    recipes: Annotated[list[str], Field(min_length=1)]
+    scratch: Annotated[list[str], Field(min_length=1)]
+    lineages: Annotated[list[str], Field(min_length=1)]
+    asked: dict[str, Annotated[list[str], Field(min_length=1)]]
+    protocols: ProtocolsConfig
+    ablations: dict[str, dict[str, str]] = {}
+    pictures: PicturesConfig
+    aerial: AerialLine = AerialLine()
+    bev: BevLine = BevLine()
+    data: list[Literal["detection", "aerial", "bev"]] = ["detection"]
+
+    @model_validator(mode="after")
+    def _every_line_has_data(self) -> Self:
+        for name, line in self.lines().items():
+            if line.recipes and name not in self.data:
+                raise ValueError(f"data lacks {name!r}, on which {line.recipes[0]!r} trains")
+        if self.bev.recipes and set(self.bev.depth_gt) != {"train", "val"}:
+            raise ValueError("bev.depth_gt must be [train, val]: training learns from the one, pictures show the other")
+        return self
+
+    @model_validator(mode="after")
+    def _asked_agrees(self) -> "ExperimentConfig":
+        protocols = list(self.protocols.by_name())
+        shown = [name for group in self.ablations.values() for name in group.values()]
+        for place, names in (("asked", self.asked), ("ablations", shown), ("pictures", self.pictures.lineages)):
+            for name in names:
+                if name not in self.lineages:
+                    raise ValueError(f"{place} names {name!r}, but {what_fits(name, self.lineages, 'lineages has')}")
+        for lineage in self.lineages:
+            if lineage not in self.asked:
+                raise ValueError(f"lineages names {lineage!r}, but asked does not: give it protocols, such as [main]")
+            for name in self.asked[lineage]:
+                if name not in protocols:
+                    fit = what_fits(name, protocols, "protocols has")
+                    raise ValueError(f"asked.{lineage} names protocol {name!r}, but {fit}")
+        for name in shown:
+            if "ablations" not in self.asked[name]:
+                raise ValueError(f"ablations names {name!r}: add ablations to asked.{name}")
+        if "main" not in {name for names in self.asked.values() for name in names}:
+            raise ValueError("asked gives no lineage the protocol main, so the main table would be empty")
+        return self
+
+    def lines(self) -> dict[str, Line]:
+        """Every line by its name; the lists of detection stand at the top."""
+        return {"detection": self, "aerial": self.aerial, "bev": self.bev}
+
+    def every(self, key: Literal["recipes", "lineages"]) -> list[str]:
+        """The recipes or lineages of all lines, each once."""
+        return list(dict.fromkeys(name for line in self.lines().values() for name in getattr(line, key)))
+
+    def lineages_asked(self, protocol: str) -> list[str]:
+        """The lineages that are asked a protocol, in the experiment's order."""
+        return [lineage for lineage in dict.fromkeys(self.lineages) if protocol in self.asked[lineage]]
+
+    def asked_of(self, lineage: str) -> dict[Sampling, list[int]]:
+        """What an evaluation of the lineage runs: each way to sample that a protocol asks for, with its eval seeds.
+
+        A lineage that the experiment does not name is asked the protocol main.
+        """
+        asked: dict[Sampling, set[int]] = {}
+        protocols = self.protocols.by_name()
+        for name in self.asked.get(lineage, ["main"]):
+            for sampling in protocols[name].asked():
+                asked.setdefault(sampling, set()).update(protocols[name].eval_seeds)
+        return {sampling: sorted(seeds) for sampling, seeds in asked.items()}

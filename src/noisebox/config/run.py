@@ -1,0 +1,172 @@
+"""The sections that every training has, whatever its family: solver, images, scale, recipe, and the resolved run."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from noisebox import graph
+from noisebox.config.families import sections_of
+from noisebox.config.section import AboveZero, Count, Fraction, NotNegative, Positive, Section, merged
+
+
+class SolverConfig(Section):
+    """How a stage trains: `max_iter` is, if null, the scale's times `length`; the rate is `base_lr` × `lr_factor`."""
+
+    base_lr: AboveZero = 2.5e-5
+    lr_factor: AboveZero = 1.0
+    weight_decay: NotNegative = 1e-4
+    backbone_multiplier: NotNegative = 1.0
+    geo_feat_multiplier: AboveZero = 1.0
+    quality_head_multiplier: AboveZero = 1.0
+    clip_norm: NotNegative = 1.0
+    max_iter: Positive | None = None
+    length: AboveZero = 1.0
+    warmup_iters: Count = 0
+    warmup_factor: Fraction = 0.01
+    decay_at: list[Fraction] = []
+    decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    batch_size: Positive = 16
+    accumulate: Positive = 1
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    log_every: Positive = 20
+    checkpoint_every: Positive = 1000
+    eval_every: Count = 0
+
+    @property
+    def iterations(self) -> int:
+        """The resolved number of optimiser steps."""
+        if self.max_iter is None:
+            raise ValueError("the configuration is not resolved")
+        return self.max_iter
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate."""
+        return self.base_lr * self.lr_factor
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "SolverConfig":
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
+        return self
+
+
+class ImageConfig(Section):
+    """Resizing: the short edge is brought to one of `train_short_edges` (drawn per image) or to `eval_short_edge`, the
+    long edge kept within `max_edge`; `flip` is the probability of a mirror image in training."""
+
+    train_short_edges: Annotated[list[Positive], Field(min_length=1)] = list(range(480, 801, 32))
+    eval_short_edge: Positive = 800
+    max_edge: Positive = 1333
+    flip: Fraction = 0.5
+    cache_mib: Count = 512
+
+
+class ResourcesConfig(Section):
+    """What a cluster is asked for, per training or evaluation job."""
+
+    mem_mb: Positive = 4000
+    runtime: Positive = 60
+    gpu: Count = 0
+
+
+class SmokeConfig(Section):
+    """The smoke run: `iterations` steps over the same `images` images, whose mean loss must fall."""
+
+    iterations: Annotated[int, Field(ge=4)] = 10
+    images: Positive = 2
+
+
+class ScaleConfig(Section):
+    """A file of `params/scales/`: how big everything is.
+
+    `finetune` changes `solver` for stages that have a parent, the iterations that their `length` multiplies included.
+    `lengths` gives single lineages another length than their recipe does. `models` sizes each family's model, or a
+    single recipe's by its name; `losses` weighs a family's loss, where its dataset asks for it; `families` says what
+    else is other for a family, such as its dataset: any of the keys above `lengths`.
+    """
+
+    dataset: str
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    threads: Positive = 1
+    workers: Count = 0
+    eval_batch_size: Positive = 8
+    image: ImageConfig = ImageConfig()
+    solver: dict[str, Any] = {}
+    finetune: dict[str, Any] = {}
+    smoke: SmokeConfig = SmokeConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    lengths: dict[str, AboveZero] = {}
+    models: dict[str, dict[str, Any]] = {}
+    losses: dict[str, dict[str, Any]] = {}
+    families: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _half_precision_needs_gpu(self) -> "ScaleConfig":
+        if self.precision == "fp16" and self.device == "cpu":
+            raise ValueError("precision fp16 needs device cuda; on cpu use bf16 or fp32")
+        return self
+
+    def dataset_of(self, line: str) -> str:
+        """The name of the dataset of a line of research: that of its families."""
+        families = [family for family in self.families if graph.line_of(family) == line]
+        return self.of(families[0]).dataset if families else self.dataset
+
+    def of(self, family: str) -> "ScaleConfig":
+        """The scale as a family has it."""
+        return type(self)(**merged(self.model_dump(), self.families.get(family, {})))
+
+
+class RecipeConfig(Section):
+    """A file of `params/recipes/`: what the method is."""
+
+    description: Annotated[str, Field(min_length=1)]
+    family: str = "diffusiondet"
+    model: dict[str, Any] = {}
+    loss: dict[str, Any] = {}
+    solver: dict[str, Any] = {}
+    finetune: dict[str, Any] = {}
+    distill: dict[str, Any] | None = None
+
+
+class RunConfig(Section):
+    """Everything one training or evaluation needs to know, resolved; written to `config.yaml` and into checkpoints."""
+
+    lineage: str
+    seed: int
+    scale: str
+    family: str
+    dataset: str
+    device: Literal["cpu", "cuda"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    threads: int
+    workers: int
+    eval_batch_size: int
+    image: ImageConfig
+    model: Any
+    loss: Any
+    solver: SolverConfig
+    smoke: SmokeConfig
+    distill: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_of_its_family(cls, values: dict[str, Any]) -> dict[str, Any]:
+        parts = {key: values[key] for key in ("model", "loss", "distill") if isinstance(values.get(key), dict)}
+        return {**values, **{key: getattr(sections_of(values["family"]), key)(**parts[key]) for key in parts}}
+
+
+def smoke_config(config: RunConfig) -> RunConfig:
+    """The configuration of the smoke run: its first batch has `smoke.images` images, trained at the peak rate."""
+    solver = config.solver.model_copy(
+        update={
+            "batch_size": config.smoke.images,
+            "accumulate": 1,
+            "warmup_iters": 0,
+            "decay_at": [],
+            "ema_decay": 0.0,
+            "backbone_multiplier": config.solver.backbone_multiplier or 1.0,
+        }
+    )
+    return config.model_copy(update={"solver": solver})

@@ -1,0 +1,78 @@
+"""What every part of the configuration is: a checked section whose faults are told by file, key and what fits."""
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from noisebox.errors import UserError, what_fits
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def check_section(section: type[SectionT], values: dict[str, Any], path: Path, within: str = "") -> SectionT:
+    """`values` as a `section`; `path` and `within`, the keys above, tell where they were read.
+
+    Raises UserError naming file, key and what fits.
+    """
+    try:
+        return section(**values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_describe(section, error, within)}") from None
+    except TypeError:
+        raise UserError(f"{path}: the keys{' of ' + within if within else ''} must be words") from None
+
+
+def _describe(section: type[BaseModel], error: ValidationError, within: str) -> str:
+    """The first complaint of pydantic, in our words: key, what is wrong, what fits."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(filter(None, [within, *location]))
+    if first["type"] == "extra_forbidden":
+        known = _keys(section, location[:-1])
+        return f"key {key!r} does not exist; {what_fits(location[-1], known, 'known keys')}"
+    if first["type"] == "missing":
+        return f"key {key!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first["input"]
+    shown = f", not {given!r}" if first["type"] != "value_error" and not isinstance(given, dict) else ""
+    return f"{key + ': ' if key else ''}{message[0].lower() + message[1:]}{shown}"
+
+
+def _keys(section: type[BaseModel], location: list[str]) -> list[str]:
+    """The keys that fit at `location` below a section."""
+    for part in location:
+        field = section.model_fields.get(part)
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
+        nested = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not nested:
+            return []
+        section = nested[0]
+    return list(section.model_fields)
+
+
+def which_exist(path: Path) -> str:
+    """The end of a sentence about a missing YAML file: its nearest neighbour, or all that lie where it should be."""
+    return what_fits(path.stem, sorted(file.stem for file in path.parent.glob("*.yaml")), "these exist")
+
+
+def merged(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `override` in place of its own, mappings merged key by key."""
+    result = dict(base)
+    for key, value in override.items():
+        nested = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if nested else value
+    return result

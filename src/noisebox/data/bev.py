@@ -1,0 +1,175 @@
+"""BEV data: a nuScenes root, the user's or the embedded one, as splits of samples and as batches.
+
+A sample is a camera image, stretched to the size that the dataset's file names, the camera's intrinsics at that size, a
+map of labels on the ground, and where it was made the depth ground truth. Label maps lie in `ann_bev_dir/<split>` under
+the image's stem, depth in graph.depth_folder(split).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+
+from noisebox import graph
+from noisebox.config.section import AboveZero, Count, Positive
+from noisebox.data.datasets import SPLITS, Dataset, Progress
+from noisebox.data.nuscenes import Frame, check_image, check_sweep, read_nuscenes
+from noisebox.errors import UserError
+from noisebox.files import expanded, sha256
+
+WORLD_VERSION = "v1.0-world"
+WORLD_CLASSES = ("background", "road", "pavement", "car", "motorbike", "person")
+
+
+@dataclass(frozen=True, eq=False)
+class BevSplit:
+    """A split: `frames` in the order of scenes and time; the id of frame k, by which randomness is keyed, is k."""
+
+    name: str
+    classes: tuple[str, ...]
+    frames: tuple[Frame, ...]
+    labels: tuple[Path, ...]
+    view: "BevView"
+
+    def intrinsics(self, k: int) -> NDArray[np.float32]:
+        """(3, 3) of frame k, in pixels of the stretched image."""
+        (height, width), frame = self.view.size, self.frames[k]
+        stretched: NDArray[np.float32] = (
+            np.diag([width / frame.width, height / frame.height, 1.0]) @ frame.intrinsics
+        ).astype(np.float32)
+        return stretched
+
+    def image(self, k: int) -> NDArray[np.uint8]:
+        """(H, W, 3) RGB of frame k, stretched; raises UserError when the file does not decode."""
+        path = self.frames[k].image
+        try:
+            with Image.open(path) as image:
+                height, width = self.view.size
+                return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read as an image ({error}); copy it anew") from None
+
+    def label_map(self, k: int) -> NDArray[np.uint8]:
+        """(rows, columns) as stored; raises UserError when the file is missing or is no map of single values."""
+        path = self.labels[k]
+        try:
+            with Image.open(path) as image:
+                labels = np.asarray(image)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read as a label map ({error})") from None
+        if labels.ndim != 2 or labels.dtype != np.uint8:
+            raise UserError(f"{path} holds {labels.dtype} {labels.shape}; a label map has one 8-bit value a cell")
+        return labels
+
+
+class BevView(Dataset):
+    """What is taken of a nuScenes root: `cameras`, stretched to `size` (height, width); and of the lidar the returns
+    from `min_depth` up to `max_depth` metres, as depth ground truth of that size."""
+
+    cameras: Annotated[list[str], Field(min_length=1)] = ["CAM_FRONT"]
+    size: tuple[Positive, Positive] = (600, 800)
+    min_depth: AboveZero = 1.0
+    max_depth: AboveZero = 50.0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the label maps' values from 0 on."""
+        raise NotImplementedError
+
+    def tables(self, name: str, root: Path) -> tuple[Path, str]:
+        """The folder of the nuScenes root, and the version of its tables."""
+        raise NotImplementedError
+
+    def open(self, name: str, split: str, root: Path) -> BevSplit:
+        folder, version = self.tables(name, root)
+        frames = read_nuscenes(folder, version, self.cameras).frames(split)
+        labels = tuple(folder / "ann_bev_dir" / split / f"{frame.stem}.png" for frame in frames)
+        for path in labels:
+            if not path.is_file():
+                raise UserError(f"{path} does not exist: every image of split {split!r} needs a map of labels")
+        return BevSplit(f"{name}/{split}", self.names, frames, labels, self)
+
+    def describe(self, name: str, root: Path, progress: Progress | None) -> dict[str, Any]:
+        splits = {split: self.open(name, split, root) for split in SPLITS}
+        total, done, described = sum(len(split.frames) for split in splits.values()), 0, {}
+        for key, split in splits.items():
+            cells, content = np.zeros(256, np.int64), hashlib.sha256()
+            for k, frame in enumerate(split.frames):
+                check_image(frame)
+                check_sweep(frame)
+                cells += np.bincount(split.label_map(k).ravel(), minlength=256)
+                for path in (frame.image, frame.sweep, split.labels[k]):
+                    content.update(f"{sha256(path)} {path.name}\n".encode())
+                done += 1
+                if progress:
+                    progress(done, total)
+            values = {str(value): int(count) for value, count in enumerate(cells) if count}
+            facts = {"images": len(split.frames), "cells": values, "frames_sha256": _frames_sha256(split)}
+            described[key] = {**facts, "sha256": content.hexdigest()}
+        return {"classes": list(self.names), "splits": described}
+
+    def check_unchanged(self, opened: BevSplit, facts: dict[str, Any]) -> None:
+        if _frames_sha256(opened) != facts["frames_sha256"]:
+            raise UserError(f"the tables of {opened.name} have changed since; run `noisebox data` first")
+
+
+class NuScenesDataset(BevView):
+    """A nuScenes root of the user's; `classes` names the label maps' values from 0 on."""
+
+    kind: Literal["nuscenes"]
+    root: str
+    version: str = "v1.0-trainval"
+    classes: Annotated[list[str], Field(min_length=1)]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.classes)
+
+    def tables(self, name: str, root: Path) -> tuple[Path, str]:
+        return expanded(self.root, root), self.version
+
+
+class DriveDataset(BevView):
+    """The embedded world as a nuScenes root: `train` and `val` scenes of `samples` samples, images of `image_size`."""
+
+    embedded: ClassVar[bool] = True
+
+    kind: Literal["world_drive"]
+    seed: Count = 0
+    image_size: tuple[Positive, Positive]
+    train: Positive
+    val: Positive
+    samples: Annotated[int, Field(ge=1, le=20)] = 8
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return WORLD_CLASSES
+
+    def tables(self, name: str, root: Path) -> tuple[Path, str]:
+        return root / graph.dataset_folder(name), WORLD_VERSION
+
+    def is_complete(self, folder: Path) -> bool:
+        return (folder / WORLD_VERSION / "splits.json").is_file()
+
+    def draw(self, folder: Path, progress: Progress | None) -> None:
+        from noisebox.data.world import write_nuscenes_world
+
+        scenes = {split: getattr(self, split) for split in SPLITS}
+        write_nuscenes_world(folder, self.seed, scenes, self.samples, self.image_size, progress)
+
+
+DATASETS: dict[str, type[Dataset]] = {"nuscenes": NuScenesDataset, "world_drive": DriveDataset}
+
+
+def _frames_sha256(split: BevSplit) -> str:
+    """Of what the tables say of each frame, and of where its label map lies."""
+    content = hashlib.sha256()
+    for frame, labels in zip(split.frames, split.labels, strict=True):
+        content.update(f"{frame.image.name} {frame.sweep.name} {labels.name}\n".encode())
+        content.update(frame.camera_from_lidar.round(6).tobytes() + frame.intrinsics.round(6).tobytes())
+    return content.hexdigest()

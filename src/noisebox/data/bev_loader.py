@@ -1,0 +1,121 @@
+"""Batches of BEV samples: in training a pure function of (seed, step), in evaluation the split in its order."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from noisebox import graph
+from noisebox.config import RunConfig
+from noisebox.data.bev import BevSplit
+from noisebox.data.depth import read_depth
+from noisebox.data.stream import made_ahead, shuffled
+from noisebox.errors import UserError
+from noisebox.randomness import numpy_generator
+from noisebox.structures import BevBatch
+
+
+class Sample(NamedTuple):
+    """One row of a BevBatch, image and labels still as stored: `image` (3, H, W) and `labels` (rows, columns) uint8."""
+
+    image: Tensor
+    intrinsics: Tensor
+    labels: Tensor
+    depth: Tensor
+    mask: Tensor
+
+
+def mirrored(sample: Sample) -> Sample:
+    """The sample as it were had left and right been swapped: image, labels and depth turned, with the camera."""
+    width = sample.image.shape[-1]
+    intrinsics = sample.intrinsics.clone()
+    intrinsics[0, 2] = width - intrinsics[0, 2]
+    image, labels, depth, mask = (each.flip(-1) for each in (sample.image, sample.labels, sample.depth, sample.mask))
+    return Sample(image, intrinsics, labels, depth, mask)
+
+
+class BevSamples:
+    """The samples of a split by place; with `budget_mib`, the first ones are kept in memory.
+
+    With `depth`, the folder of the depth ground truth, every sample has one; otherwise it is known nowhere.
+    """
+
+    def __init__(self, split: BevSplit, depth: Path | None, budget_mib: float = 0) -> None:
+        self.split, self.depth = split, depth
+        self._left = budget_mib * 2**20
+        self._kept: dict[int, Sample] = {}
+
+    def __getitem__(self, k: int) -> Sample:
+        if k in self._kept:
+            return self._kept[k]
+        sample = self._read(k)
+        size = sum(tensor.nbytes for tensor in sample)
+        if size <= self._left:
+            self._left -= size
+            self._kept[k] = sample
+        return sample
+
+    def _read(self, k: int) -> Sample:
+        split, hw = self.split, self.split.view.size
+        depth, mask = torch.zeros(hw), torch.zeros(hw, dtype=torch.bool)
+        if self.depth is not None:
+            path = self.depth / f"{split.frames[k].stem}.npz"
+            depth, mask = (torch.from_numpy(array) for array in read_depth(path))
+            if tuple(depth.shape) != tuple(hw):
+                raise UserError(
+                    f"{path} is {depth.shape[0]} × {depth.shape[1]}, the dataset's size {hw[0]} × {hw[1]}; "
+                    "make it anew with: noisebox depth-gt"
+                )
+        image = torch.from_numpy(split.image(k).copy()).permute(2, 0, 1).contiguous()
+        intrinsics, labels = torch.from_numpy(split.intrinsics(k)), torch.from_numpy(split.label_map(k).copy())
+        return Sample(image, intrinsics, labels, depth, mask)
+
+
+def batch_of(samples: list[Sample], image_ids: list[int]) -> BevBatch:
+    image, intrinsics, labels, depth, mask = (torch.stack(tensors) for tensors in zip(*samples, strict=True))
+    return BevBatch(image.float() / 255, intrinsics, tuple(image_ids), labels.long(), depth[:, None], mask[:, None])
+
+
+class TrainingBevBatches:
+    """`batches[step]` is the batch of a training step, from 0, without end, each image mirrored with the probability
+    `image.flip`, drawn by the key (seed, "augment", step, image id)."""
+
+    def __init__(self, split: BevSplit, config: RunConfig) -> None:
+        self.config = config
+        self.samples = BevSamples(split, depth_folder(split), config.image.cache_mib / max(1, config.workers))
+
+    def __getitem__(self, step: int) -> BevBatch:
+        config = self.config
+        places = shuffled(config.seed, step, config.solver.batch_size, len(self.samples.split.frames))
+        flips = (numpy_generator(config.seed, "augment", step, k).random() < config.image.flip for k in places)
+        shown = [mirrored(self.samples[k]) if flip else self.samples[k] for k, flip in zip(places, flips, strict=True)]
+        return batch_of(shown, places)
+
+
+class EvaluationBevBatches:
+    """`batches[k]`, k below `len(batches)`: the images at `places` of the split, by default all in its order, up to
+    `eval_batch_size` each."""
+
+    def __init__(self, split: BevSplit, config: RunConfig, places: Sequence[int] | None = None) -> None:
+        self.samples, self.size = BevSamples(split, None), config.eval_batch_size
+        self.places = list(range(len(split.frames)) if places is None else places)
+
+    def __len__(self) -> int:
+        return -(-len(self.places) // self.size)
+
+    def __getitem__(self, index: int) -> BevBatch:
+        places = self.places[index * self.size : (index + 1) * self.size]
+        return batch_of([self.samples[k] for k in places], places)
+
+
+def depth_folder(split: BevSplit) -> Path:
+    """Where the depth ground truth of a split lies."""
+    return Path(graph.depth_folder(split.name.rpartition("/")[2]))
+
+
+def evaluation_batches(split: BevSplit, config: RunConfig, places: Sequence[int] | None = None) -> Iterator[BevBatch]:
+    """The batches of EvaluationBevBatches in their order, made ahead by `config.workers` processes if any."""
+    batches = EvaluationBevBatches(split, config, places)
+    return made_ahead(batches, range(len(batches)), config.workers)

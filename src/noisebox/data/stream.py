@@ -1,0 +1,58 @@
+"""Training's endless stream of places in a split, and batches made ahead by other processes; whatever a batch is."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from noisebox.errors import UserError
+from noisebox.randomness import numpy_generator
+
+Made = TypeVar("Made", covariant=True)
+
+
+def shuffled(seed: int, step: int, batch_size: int, count: int) -> list[int]:
+    """The places of a training step's batch in a split of `count` images: the step's share of one endless stream, epoch
+    after epoch, each a permutation drawn by the key (seed, "order", epoch)."""
+    places = (divmod(place, count) for place in range(step * batch_size, (step + 1) * batch_size))
+    return [int(_order(seed, epoch, count)[place]) for epoch, place in places]
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return numpy_generator(seed, "order", epoch).permutation(count)
+
+
+class Indexed(Protocol[Made]):
+    """Batches by number."""
+
+    def __getitem__(self, index: int, /) -> Made: ...
+
+
+class _Told(Dataset[Made | UserError]):
+    """Hands a UserError on as a value: raised in a worker process it would arrive wrapped in a traceback."""
+
+    def __init__(self, batches: Indexed[Made]) -> None:
+        self.batches = batches
+
+    def __getitem__(self, index: int) -> Made | UserError:
+        try:
+            return self.batches[index]
+        except UserError as error:
+            return error
+
+
+def made_ahead(batches: Indexed[Made], order: range, workers: int) -> Iterator[Made]:
+    """The batches in order, made ahead by `workers` processes if any; the loader's generator is its own, because it
+    would draw from the global one."""
+    loader = DataLoader(
+        _Told(batches), batch_size=None, sampler=order, num_workers=workers, generator=torch.Generator()
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch

@@ -1,0 +1,80 @@
+"""The evaluation of one YOLC checkpoint: as every detector of boxes, and of some images all that it saw in them."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from noisebox import graph
+from noisebox.config import ExperimentConfig, RunConfig
+from noisebox.data.coco import CocoSplit
+from noisebox.data.loader import evaluation_batches
+from noisebox.evaluation.boxes import evaluate
+from noisebox.evaluation.measuring import autocast
+from noisebox.files import atomic_path
+from noisebox.models.yolc.detector import Sight, Yolc
+from noisebox.structures import Batch, Detections
+from noisebox.tasks.detection import DetectionTask
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+def evaluate_run(
+    model: Yolc, task: DetectionTask, checkpoint: Path, experiment: ExperimentConfig, classes: list[str]
+) -> None:
+    """What `noisebox evaluate` does: all that the experiment asks of the lineage."""
+    config, line = task.config, experiment.aerial
+    evaluate(model, config, checkpoint, line.asked(), line.pictures, task.val, classes)
+    path = Path(graph.evaluation_folder(config.lineage, config.seed)) / "looks.npz"
+    write_looks(path, model, config, task.val, line.pictures, crops=any(line.crops))
+
+
+def write_looks(path: Path, model: Yolc, config: RunConfig, split: CocoSplit, images: int, crops: bool) -> None:
+    """Write `looks.npz`: of each of the split's first images, by its place, what one look saw, or with `crops` two.
+
+    `image_0` (H, W, 3) uint8 as the model saw it; all else is in its pixels. `heatmap_0` (H, W) float16 in [0, 1], the
+    largest over the classes; `crops_0` (R, 4), where the second look went; of the boxes `truth`, `coarse` (one look,
+    before they are refined) and `final` (refined, of both looks) each `coarse_0` (N, 4) and `coarse_labels_0` (N,), and
+    but for the truth `coarse_scores_0` (N,), falling. `facts` is JSON: the images' file names, the classes, `crops`.
+    """
+    shown = split.images[:images]
+    place = {record.id: index for index, record in enumerate(shown)}
+    arrays: Arrays = {}
+    model.eval()
+    with torch.no_grad(), autocast(config.device, config.precision):
+        for batch in evaluation_batches(CocoSplit(**{**vars(split), "images": shown}), config) if shown else ():
+            on_device = batch.to(config.device)
+            sights = model.look(model.encode(on_device), on_device, crops)
+            for row, (image_id, sight) in enumerate(zip(batch.image_ids, sights, strict=True)):
+                seen = _arrays(batch, row, sight)
+                arrays |= {f"{name}_{place[image_id]}": array for name, array in seen.items()}
+    facts = {"images": [record.file_name for record in shown], "classes": list(split.classes), "crops": crops}
+    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **cast(Any, arrays))
+
+
+def _arrays(batch: Batch, row: int, sight: Sight) -> Arrays:
+    """What was seen in one image of a batch, under the names of `write_looks` without the image's place."""
+    height, width = batch.sizes_hw[row].tolist()
+    image = (batch.images[row, :, :height, :width] * 255).round().byte().permute(1, 2, 0)
+    truth = batch.targets[row]
+    return {
+        "image": image.numpy(),
+        "heatmap": sight.heatmap.cpu().numpy().astype(np.float16),
+        "crops": sight.regions_xyxy.cpu().numpy(),
+        "truth": truth.boxes_xyxy.numpy(),
+        "truth_labels": truth.labels.numpy(),
+        **_boxes("coarse", sight.coarse.cpu()),
+        **_boxes("final", sight.found.cpu()),
+    }
+
+
+def _boxes(name: str, found: Detections) -> Arrays:
+    return {
+        name: found.boxes_xyxy.numpy(),
+        f"{name}_labels": found.labels.numpy(),
+        f"{name}_scores": found.scores.float().numpy(),
+    }

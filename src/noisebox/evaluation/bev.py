@@ -1,0 +1,199 @@
+"""The evaluation of one BEV checkpoint in one job: maps at every count of sampling steps, under every eval seed.
+
+Each image's features are computed once and shared. The files written here are all that the report, and `noisebox
+diagnose`, read of a run.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from noisebox import graph
+from noisebox.config import ExperimentConfig, ProtocolConfig, RunConfig, Sampling
+from noisebox.config.experiment import BevLine
+from noisebox.data.bev import BevSplit
+from noisebox.data.bev_loader import BevSamples, depth_folder, evaluation_batches
+from noisebox.errors import UserError
+from noisebox.evaluation.evidence import check_classes, check_fit, pass_on, speed_rows, write_tsv
+from noisebox.evaluation.measuring import Asked, autocast, now
+from noisebox.evaluation.segmentation import (
+    Counts,
+    SegmentationMetrics,
+    confusion,
+    pixel_counts,
+    predicted_names,
+    segmentation_metrics,
+)
+from noisebox.files import atomic_path, sha256, write_json
+from noisebox.models import Segmenter
+from noisebox.progress import Progress
+from noisebox.tasks.bev import BevTask
+
+Maps = dict[int, np.ndarray[Any, np.dtype[np.uint8]]]
+
+
+@dataclass
+class Measurement:
+    """What an evaluation gave: by (eval seed, sampling) the counts (256, K) of `pixel_counts`, the metrics, and of the
+    images asked for the maps of predicted label values; `seconds_per_image` by sampling: the encoder's share of one
+    image plus one eval seed's share of the sampling."""
+
+    counts: dict[tuple[int, Sampling], Counts]
+    metrics: dict[tuple[int, Sampling], SegmentationMetrics] = field(default_factory=dict)
+    maps: dict[tuple[int, Sampling], Maps] = field(default_factory=dict)
+    seconds_per_image: dict[Sampling, float] = field(default_factory=dict)
+
+
+def measure(
+    model: Segmenter,
+    split: BevSplit,
+    config: RunConfig,
+    asked: Asked,
+    progress: Progress | None = None,
+    pictured: Sequence[int] = (),
+    places: Sequence[int] | None = None,
+) -> Measurement:
+    """Evaluate a model in every way asked on the images at `places` of a split, by default all; the maps of those
+    `pictured` are kept. The model is left in the mode it came in."""
+    keys = [(seed, sampling) for sampling, eval_seeds in asked.items() for seed in eval_seeds]
+    labels = config.model.labels
+    names = predicted_names(split.classes, labels)
+    measured = Measurement({key: np.zeros((256, len(names)), np.int64) for key in keys}, maps={key: {} for key in keys})
+    encoding, sampled = 0.0, dict.fromkeys(asked, 0.0)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), autocast(config.device, config.precision):
+        for batch in evaluation_batches(split, config, places):
+            on_device = batch.to(config.device)
+            started = now(config.device)
+            encoded = model.encode(on_device)
+            encoding += now(config.device) - started
+            for sampling, eval_seeds in asked.items():
+                started = now(config.device)
+                logits = model.segment(encoded, on_device, eval_seeds, sampling)
+                sampled[sampling] += now(config.device) - started
+                for seed, predicted in zip(eval_seeds, logits.argmax(2).cpu(), strict=True):
+                    measured.counts[seed, sampling] += pixel_counts(predicted, batch.labels, len(names))
+                    for image_id, map_ in zip(batch.image_ids, predicted, strict=True):
+                        if image_id in pictured:
+                            stored = map_ + labels.values(len(split.classes)).start
+                            measured.maps[seed, sampling][image_id] = stored.numpy().astype(np.uint8)
+            if progress:
+                progress.advance(len(batch))
+    model.train(was_training)
+    for key, counts in measured.counts.items():
+        measured.metrics[key] = segmentation_metrics(confusion(counts, labels), names)
+    images = len(split.frames if places is None else places)
+    for sampling, seconds in sampled.items():
+        measured.seconds_per_image[sampling] = encoding / images + seconds / (images * len(asked[sampling]))
+    return measured
+
+
+def asked_of(model: Segmenter, protocol: ProtocolConfig) -> Asked:
+    """What an evaluation runs; a model that draws no noise gives the same however it is asked, so it is asked once."""
+    if model.deterministic:
+        return {Sampling(steps=1): [0]}
+    return dict.fromkeys(protocol.asked(), protocol.eval_seeds)
+
+
+def evaluate_run(
+    model: Segmenter, task: BevTask, checkpoint: Path, experiment: ExperimentConfig, classes: list[str]
+) -> None:
+    """What `noisebox evaluate` does: all that the experiment asks of the lineage."""
+    evaluate(model, task.config, checkpoint, experiment.bev, task.val, classes)
+
+
+def evaluate(
+    model: Segmenter, config: RunConfig, checkpoint: Path, line: BevLine, split: BevSplit, classes: list[str]
+) -> None:
+    """Evaluate one run's checkpoint and write graph.BEV_EVALUATION_FILES.
+
+    Raises UserError when the model cannot sample so, or was trained for other classes than the dataset has.
+    """
+    check_classes(checkpoint, classes, split.classes, config.dataset)
+    asked = asked_of(model, line.protocol)
+    check_fit(model, checkpoint, asked)
+    pictured = pictured_places(line, split)
+    torch.set_num_threads(config.threads)
+    model.to(config.device)
+    with Progress(f"evaluate {config.lineage} seed{config.seed}", len(split.frames)) as progress:
+        measured = measure(model, split, config, asked, progress, pictured)
+    folder = Path(graph.evaluation_folder(config.lineage, config.seed))
+    evidence = {"ckpt": checkpoint.as_posix(), "ckpt_sha256": sha256(checkpoint)}
+    write_tsv(folder / "results.tsv", result_rows(config, split, measured, evidence))
+    write_tsv(folder / "speed.tsv", speed_rows(config, asked, measured.seconds_per_image, evidence))
+    write_json(folder / "confusion.json", _confusions(config, split, measured))
+    write_maps(folder / "maps.npz", config, split, pictured, measured)
+    pass_on(checkpoint, folder)
+
+
+def pictured_places(line: BevLine, split: BevSplit) -> tuple[int, ...]:
+    """The places of the images that are shown; raises UserError for one that the split does not have."""
+    for place in line.pictures:
+        if place >= len(split.frames):
+            raise UserError(
+                f"{graph.EXPERIMENT}: bev.pictures names image {place}, but {split.name} has {len(split.frames)}, "
+                "counted from 0"
+            )
+    return tuple(dict.fromkeys(line.pictures))
+
+
+def result_rows(
+    config: RunConfig, split: BevSplit, measured: Measurement, evidence: dict[str, str]
+) -> list[dict[str, Any]]:
+    """The rows of results.tsv, one for each of `measured.metrics` and in its order, as they are printed."""
+    rows = []
+    for (eval_seed, sampling), metrics in measured.metrics.items():
+        key = {"run": config.lineage, "train_seed": config.seed, "eval_seed": eval_seed, **sampling.columns()}
+        per_class = {f"IoU-{name}": f"{value:.4f}" for name, value in metrics.per_class.items()}
+        scores = {"mIoU": f"{metrics.miou:.4f}", "accuracy": f"{metrics.accuracy:.4f}", **per_class}
+        rows.append({**key, **scores, "images": len(split.frames), **evidence})
+    return rows
+
+
+def measured_rows(
+    model: Segmenter, split: BevSplit, config: RunConfig, asked: Asked, evidence: dict[str, str], label: str
+) -> dict[tuple[int, Sampling], dict[str, Any]]:
+    """The rows of results.tsv that a checkpoint gives, by (eval seed, sampling)."""
+    with Progress(label, len(split.frames)) as progress:
+        measured = measure(model, split, config, asked, progress)
+    return dict(zip(measured.metrics, result_rows(config, split, measured, evidence), strict=True))
+
+
+def _confusions(config: RunConfig, split: BevSplit, measured: Measurement) -> dict[str, Any]:
+    """The counts, without the rows of label values that no cell has, and what the values mean."""
+    rows = [
+        {
+            "eval_seed": eval_seed,
+            "sample_step": sampling.steps,
+            "cells": {str(value): counts[value].tolist() for value in np.flatnonzero(counts.sum(1)).tolist()},
+        }
+        for (eval_seed, sampling), counts in measured.counts.items()
+    ]
+    return {"classes": list(split.classes), "labels": config.model.labels.model_dump(), "counts": rows}
+
+
+def write_maps(path: Path, config: RunConfig, split: BevSplit, pictured: Sequence[int], measured: Measurement) -> None:
+    """Of each pictured image the camera image, depth ground truth (where it was made), true map, and the map predicted
+    at the most sampling steps under the first eval seed; `facts` says which, and what the maps' values mean."""
+    eval_seed, sampling = max(measured.metrics, key=lambda key: (key[1].steps, -key[0]))
+    depth = depth_folder(split)
+    samples = BevSamples(split, depth if depth.is_dir() else None)
+    arrays: dict[str, Any] = {}
+    for place in pictured:
+        sample = samples[place]
+        arrays[f"image_{place}"] = sample.image.permute(1, 2, 0).numpy()
+        arrays[f"depth_{place}"] = np.where(sample.mask.numpy(), sample.depth.numpy(), 0).astype(np.float16)
+        arrays[f"truth_{place}"] = sample.labels.numpy()
+        arrays[f"predicted_{place}"] = measured.maps[eval_seed, sampling][place]
+    shown = {place: split.frames[place].stem for place in pictured}
+    meaning = {"classes": list(split.classes), "labels": config.model.labels.model_dump()}
+    facts = {"images": shown, "eval_seed": eval_seed, "sample_step": sampling.steps, **meaning}
+    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)

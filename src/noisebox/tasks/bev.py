@@ -1,0 +1,46 @@
+"""Segmentation from above: camera images with maps of labels on the ground, measured by mIoU."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from noisebox import graph
+from noisebox.config import RunConfig, Sampling
+from noisebox.data.catalog import open_split, read_manifest
+
+if TYPE_CHECKING:
+    from noisebox.structures import BevBatch
+
+
+class BevTask:
+    """Both splits of the dataset; see `noisebox.tasks.Task`."""
+
+    metric = "mIoU"
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.train, self.val = (
+            open_split(config.dataset, split, manifest_file=graph.data_manifest("bev")) for split in ("train", "val")
+        )
+        self.classes = self.train.classes
+        self.data_hash: str = read_manifest(manifest_file=graph.data_manifest("bev"))["hash"]
+
+    def batch(self, step: int) -> "BevBatch":
+        from noisebox.data.bev_loader import TrainingBevBatches
+
+        return TrainingBevBatches(self.train, self.config)[step]
+
+    def batches(self, start: int, stop: int) -> "Iterator[BevBatch]":
+        from noisebox.data.bev_loader import TrainingBevBatches
+        from noisebox.data.stream import made_ahead
+
+        return made_ahead(TrainingBevBatches(self.train, self.config), range(start, stop), self.config.workers)
+
+    def validate(self, model: Any) -> float:
+        """The mIoU at one sampling step under eval seed 0."""
+        from noisebox.evaluation.bev import measure
+
+        once = Sampling(steps=1)
+        return measure(model, self.val, self.config, {once: [0]}).metrics[0, once].miou
+
+
+open_task = BevTask

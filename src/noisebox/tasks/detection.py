@@ -1,0 +1,45 @@
+"""Detection: images with boxes in COCO form, measured by AP."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from noisebox import graph
+from noisebox.config import RunConfig, Sampling
+from noisebox.data.catalog import open_split, read_manifest
+
+if TYPE_CHECKING:
+    from noisebox.structures import Batch
+
+
+class DetectionTask:
+    """Both splits of the dataset; see `noisebox.tasks.Task`."""
+
+    metric = "AP"
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        manifest = graph.data_manifest(graph.line_of(config.family))
+        self.train = open_split(config.dataset, "train", manifest_file=manifest)
+        self.val = open_split(config.dataset, "val", manifest_file=manifest)
+        self.classes = self.train.classes
+        self.data_hash: str = read_manifest(manifest_file=manifest)["hash"]
+
+    def batch(self, step: int) -> "Batch":
+        from noisebox.data.loader import TrainingBatches
+
+        return TrainingBatches(self.train, self.config)[step]
+
+    def batches(self, start: int, stop: int) -> "Iterator[Batch]":
+        from noisebox.data.loader import TrainingBatches, training_loader
+
+        return training_loader(TrainingBatches(self.train, self.config), start, stop, self.config.workers)
+
+    def validate(self, model: Any) -> float:
+        """The AP at one sampling step under eval seed 0."""
+        from noisebox.evaluation.protocol import measure
+
+        once = Sampling(steps=1)
+        return measure(model, self.val, self.config, {once: [0]}).metrics[0, once].ap
+
+
+open_task = DetectionTask
