@@ -1,6 +1,7 @@
 """The code that a stage declares is the code that it imports: followed through the source, verb by verb."""
 
 import ast
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,12 @@ def test_a_familys_code_covers_its_imports(family: str) -> None:
     for verb in ("smoke", "train", "evaluate"):
         computing = modules | ({EVALUATIONS[family]} if verb == "evaluate" else set())
         assert closure(computing) - WORDS <= set(graph.code_files(verb, family, ROOT))
+
+
+@pytest.mark.parametrize("family", EVALUATIONS)
+def test_a_family_is_evaluated_and_verified(family: str) -> None:
+    module = import_module(EVALUATIONS[family])
+    assert callable(module.evaluate_run) and callable(module.measured_rows)
 
 
 def test_every_declared_path_exists() -> None:

@@ -11,12 +11,14 @@ from noisebox import graph
 from noisebox.config import ExperimentConfig, RunConfig
 from noisebox.data.coco import CocoSplit
 from noisebox.data.loader import evaluation_batches
-from noisebox.evaluation.boxes import evaluate
+from noisebox.evaluation.boxes import evaluate, measured_rows
 from noisebox.evaluation.measuring import autocast
 from noisebox.files import atomic_path
 from noisebox.models.yolc.detector import Sight, Yolc
 from noisebox.structures import Batch, Detections
 from noisebox.tasks.detection import DetectionTask
+
+__all__ = ["evaluate_run", "measured_rows", "write_looks"]  # rows of results are those of any detector
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
