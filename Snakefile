@@ -40,7 +40,7 @@ def lineages_of(line):
     return rf"({own})(\+({own}))*" if own else "(?!)"
 
 
-LINEAGES = {line: lineages_of(line) for line in ("detection", "aerial", "bev")}
+LINEAGES = {line: lineages_of(line) for line in graph.LINE_NAMES}
 
 # The jobs' progress shares one terminal, and `noisebox` is the one installed beside this Snakemake.
 shell.prefix(f"export NOISEBOX_PROGRESS=plain PATH='{Path(sys.executable).parent}':\"$PATH\"; ")
@@ -52,7 +52,7 @@ report: "workflow/report/workflow.rst"
 wildcard_constraints:
     lineage=graph.LINEAGE_PATTERN,
     recipe=graph.RECIPE_PATTERN,
-    line="detection|aerial|bev",
+    line="|".join(graph.LINE_NAMES),
     split="train|val",
     seed=r"\d+",
 

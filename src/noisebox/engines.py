@@ -20,7 +20,6 @@ from noisebox import graph
 from noisebox.errors import UserError
 from noisebox.files import read_json, read_yaml, write_text
 
-DATA_LINES = ("detection", "aerial", "bev")
 LONG_AGO = 1_000_000_000  # older than any input, so Snakemake makes it again
 
 
@@ -47,7 +46,7 @@ def record(root: Path, outputs: Iterable[str]) -> list[str]:
                 _dump(changed)
             said = [f"recorded {len(changed)} of {len(stages)} finished stages in dvc.lock"] if changed else []
             return said + (
-                _record_data(repo, root) if any(graph.data_manifest(line) in made for line in DATA_LINES) else []
+                _record_data(repo, root) if any(graph.data_manifest(line) in made for line in graph.LINE_NAMES) else []
             )
     except NoRepositoryError as error:
         return [f"nothing recorded: {error}"]
@@ -55,7 +54,7 @@ def record(root: Path, outputs: Iterable[str]) -> list[str]:
 
 def _record_data(repo: Repo, root: Path) -> list[str]:
     """Bring the embedded datasets under data.dvc, unless data.dvc pins other bytes for them."""
-    manifests = [root / graph.data_manifest(line) for line in DATA_LINES]
+    manifests = [root / graph.data_manifest(line) for line in graph.LINE_NAMES]
     named = [str(read_json(path)["dataset"]) for path in manifests if path.is_file()]
     folders = [graph.dataset_folder(name) for name in named if (root / graph.dataset_folder(name)).is_dir()]
     pin = root / graph.DATA_PIN

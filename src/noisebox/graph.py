@@ -17,6 +17,7 @@ DATA_PIN = "data.dvc"
 REPORTS = "reports"
 MANIFEST = "results_manifest.tsv"
 RESULTS_MANIFEST = f"{REPORTS}/{MANIFEST}"
+LINE_NAMES = ("detection", "aerial", "bev")  # each has a dataset, families and a section of params/experiment.yaml
 LINES = {"yolc": "aerial", "bev": "bev"}  # of the families that are no detectors in street images
 METRICS = f"{REPORTS}/metrics"  # a folder: the scalars of each lineage, and nothing else
 RECIPE_PATTERN = r"[a-z][a-z0-9_]*"
