@@ -75,6 +75,7 @@ _CONFIG = tuple(
 _BASE = (*_CONFIG, "src/noisebox/files.py", "src/noisebox/progress.py", "src/noisebox/randomness.py")
 _RUN = (
     *_BASE,
+    "src/noisebox/machine.py",
     "src/noisebox/structures.py",
     "src/noisebox/data/stream.py",
     "src/noisebox/models/__init__.py",

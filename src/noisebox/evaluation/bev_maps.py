@@ -4,13 +4,12 @@ for. A map is the one that `noisebox evaluate` would draw, because its noise is 
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from noisebox.config import Sampling
 from noisebox.errors import UserError
 from noisebox.evaluation.bev import measure, write_maps
 from noisebox.evaluation.evidence import check_classes, check_fit
 from noisebox.evaluation.predict import runnable
+from noisebox.machine import prepare
 from noisebox.models import Segmenter
 from noisebox.progress import Progress
 from noisebox.tasks.bev import BevTask
@@ -35,7 +34,7 @@ def write_shown_maps(checkpoint: Path, path: Path, places: Sequence[int], *, ste
     config = runnable(config, config.eval_batch_size)
     asked = {Sampling(steps=1): [0]} if model.deterministic else {Sampling(steps=steps): [eval_seed]}
     check_fit(model, checkpoint, asked)
-    torch.set_num_threads(config.threads)
+    prepare(config.threads)
     model.to(config.device)
     with Progress(f"show-bev {config.lineage} seed{config.seed}", len(places)) as progress:
         measured = measure(model, split, config, asked, progress, pictured=places, places=places)

@@ -7,8 +7,6 @@ curve and provenance.
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from noisebox import graph
 from noisebox.config import ExperimentConfig, RunConfig, Sampling
 from noisebox.data.coco import CocoSplit
@@ -17,6 +15,7 @@ from noisebox.evaluation.evidence import check_classes, check_fit, pass_on, spee
 from noisebox.evaluation.measuring import Asked
 from noisebox.evaluation.protocol import Measurement, measure
 from noisebox.files import sha256, write_json
+from noisebox.machine import prepare
 from noisebox.models import Detector
 from noisebox.progress import Progress
 from noisebox.tasks.detection import DetectionTask
@@ -49,7 +48,7 @@ def evaluate(
     """
     check_fit(model, checkpoint, asked)
     check_classes(checkpoint, classes, split.classes, config.dataset)
-    torch.set_num_threads(config.threads)
+    prepare(config.threads)
     label = f"evaluate {config.lineage} seed{config.seed}"
     model.to(config.device)
     with Progress(label, len(split.images)) as progress:

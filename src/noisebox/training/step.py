@@ -12,6 +12,7 @@ from torch import nn
 
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
+from noisebox.machine import prepare
 from noisebox.models import Model
 from noisebox.structures import Examples
 from noisebox.training.distill import Lesson
@@ -113,7 +114,7 @@ def _accelerator(config: RunConfig) -> Accelerator:
     """Device and precision of the configuration, with the process set up for repeatable results."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"scale {config.scale} has device cuda, but torch sees no GPU; choose a scale with device cpu")
-    torch.set_num_threads(config.threads)  # sums are split over threads, so their number is part of the result
+    prepare(config.threads)
     if config.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
