@@ -5,7 +5,7 @@ import ctypes
 
 import torch
 
-# The names of glibc's mallopt(3), and values: nothing is mapped apart, nothing handed back, and the heap grows by 64 MiB.
+# Options of glibc's mallopt(3), and values: nothing is mapped apart or handed back, and the heap grows by 64 MiB.
 M_TRIM_THRESHOLD, NEVER = -1, -1
 M_TOP_PAD, GROWTH = -2, 64 << 20
 M_MMAP_MAX, NONE = -4, 0

@@ -65,7 +65,10 @@ class FeatureMaps(nn.Module):
         rows = torch.arange(height, device=images.device)[:, None] < sizes_hw[:, 0, None, None]
         columns = torch.arange(width, device=images.device) < sizes_hw[:, 1, None, None]
         normalised = (images - self.mean) / self.std * (rows & columns)[:, None]
-        features = self.body(F.pad(normalised, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1])))
+        padded = F.pad(normalised, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
+        if padded.is_cuda:  # where convolutions take channels last, and would reorder every map
+            padded = padded.contiguous(memory_format=torch.channels_last)
+        features = self.body(padded)
         if self.channels_last:
             features = [norm(level).permute(0, 3, 1, 2) for norm, level in zip(self.norms, features, strict=True)]
         return tuple(features)

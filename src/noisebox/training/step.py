@@ -118,6 +118,8 @@ def _accelerator(config: RunConfig) -> Accelerator:
     if config.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Nothing here reads memory before it is written, and filling it all takes a tenth of a step.
+        torch.utils.deterministic.fill_uninitialized_memory = False
     # Accelerate keeps its settings for the whole process; another training in it may have had others.
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = {"fp32": "no"}.get(config.precision, config.precision)

@@ -167,7 +167,7 @@ class DiffusionDet(Detector):
         image_whwh = self.image_whwh(batch)[images]
         original_whwh = _whwh(batch.original_hw)[images]
         sampled = self.sampler.sample(self.denoiser(pyramid, images, image_whwh), keys, image_whwh, sampling)
-        return [_restore(*row) for row in zip(sampled, image_whwh, original_whwh, strict=True)]
+        return [_restore(*row) for row in zip(sampled, image_whwh.cpu(), original_whwh.cpu(), strict=True)]
 
     def denoiser(
         self,

@@ -19,8 +19,12 @@ LEVEL_EDGES = (112, 224, 448)
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Feature maps p2 to p5 of B images: `table` (positions, C) float32, ordered by level, image, row, column, and
-    `levels` (4, 4) int64, a row (first position, height, width, stride) for each level."""
+    """Feature maps p2 to p5 of B images: `table` (positions, C), ordered by level, image, row, column, and `levels`
+    (4, 4) int64, a row (first position, height, width, stride) for each level.
+
+    The table is float32 on CPUs. On GPUs it has the precision of the features: there a bag is summed in float32
+    whatever its rows are, and what is read of them decides the time.
+    """
 
     table: Tensor
     levels: Tensor
@@ -33,14 +37,15 @@ class Pyramid:
             images, _, height, width = feature.shape
             levels.append((first, height, width, stride))
             first += images * height * width
-        table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features]).float()
-        return cls(table, torch.tensor(levels, device=table.device))
+        table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features])
+        return cls(table if table.is_cuda else table.float(), torch.tensor(levels, device=table.device))
 
 
 def pool_regions(
     pyramid: Pyramid, boxes_xyxy: Tensor, image_index: Tensor, resolution: int, sampling_ratio: int
 ) -> Tensor:
-    """RoIAlign (He et al. 2017), aligned, of each box on the level that fits its size: (N·P, resolution², C) float32.
+    """RoIAlign (He et al. 2017), aligned, of each box on the level that fits its size: (N·P, resolution², C), of the
+    table's precision.
 
     `boxes_xyxy`: (N, P, 4) float32 in pixels; `image_index`: (N,) the image of each row. A bin averages
     `sampling_ratio`² bilinear samples. The level is floor(4 + log2(sqrt(area) / 224)), kept within p2 to p5 (Lin et al.
@@ -58,7 +63,7 @@ def pool_regions(
     row = (first + image * height * width)[:, None, None] + row * width[:, None, None]
     # (R, bins down, bins across, samples down, samples across), then one bag of samples for each bin.
     index = row[:, :, None, :, None] + column[:, None, :, None, :]
-    weight = row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]
+    weight = (row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]).to(pyramid.table.dtype)
     bags = F.embedding_bag(
         index.flatten(3).flatten(0, 2), pyramid.table, per_sample_weights=weight.flatten(3).flatten(0, 2), mode="sum"
     )
