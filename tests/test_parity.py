@@ -59,7 +59,9 @@ def assert_same_jobs(project: Path, unasked: set[str] | None = None) -> set[str]
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_both_engines_name_the_same_jobs(project: Path, name: str) -> None:
     edit_yaml(project / "params/experiment.yaml", **EXPERIMENTS[name])
-    assert_same_jobs(project, {"noisebox train baseline+finetune --seed 4"} if "one seed" in name else set())
+    assert_same_jobs(
+        project, {"noisebox train baseline+finetune --seed 4 --if-changed fresh"} if "one seed" in name else set()
+    )
 
 
 def test_the_whole_experiment_is_the_same_in_both(project: Path) -> None:
@@ -143,9 +145,9 @@ def test_undeclared_lineage_resolves(project: Path) -> None:
         "noisebox smoke baseline",
         "noisebox smoke geofeat",
         "noisebox smoke distill_20to1",
-        "noisebox train baseline --seed 7",
-        "noisebox train baseline+geofeat --seed 7",
-        "noisebox train baseline+geofeat+distill_20to1 --seed 7",
+        "noisebox train baseline --seed 7 --if-changed fresh",
+        "noisebox train baseline+geofeat --seed 7 --if-changed fresh",
+        "noisebox train baseline+geofeat+distill_20to1 --seed 7 --if-changed fresh",
     }
 
 

@@ -10,11 +10,8 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noisebox import graph
 from noisebox.config import resolve
 from noisebox.config.families import SECTIONS
-from noisebox.data.catalog import open_split, prepare_dataset
-from noisebox.data.depth_stage import make_depth
 from noisebox.errors import UserError
 from noisebox.tasks import Task, open_task, trained_on
 
@@ -57,19 +54,6 @@ def test_a_subset_depends_on_its_own_seed_alone() -> None:
     assert chosen(200, subset_size=20) == chosen(200, subset_size=20, batch_size=8, base_lr=0.5)
     with pytest.raises(UserError, match=r"^solver.subset_size 21 is more than numbers/train has: 20 images$"):
         chosen(20, subset_size=21)
-
-
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The datasets of scale `test`, and the depth that BEV trains on."""
-    root = tmp_path_factory.mktemp("datasets")
-    (root / "params").symlink_to(ROOT / "params")
-    for recipe in RECIPES.values():
-        config = resolve(recipe, 0, "test", ROOT)
-        prepare_dataset(config.dataset, root, manifest_file=graph.data_manifest(graph.line_of(config.family)))
-    frames = open_split(config.dataset, "train", root, graph.data_manifest("bev"))
-    make_depth(frames, "train", root, workers=1)
-    return root
 
 
 @pytest.mark.parametrize("family", SECTIONS)

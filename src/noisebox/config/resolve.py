@@ -6,9 +6,11 @@ this stage trains, and its `finetune:` section counts only where the recipe has 
 keys such as `solver.base_lr`, over all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from noisebox import graph
 from noisebox.config.experiment import ExperimentConfig
@@ -274,4 +276,19 @@ def _image(scale: ScaleConfig, solver: SolverConfig, others: dict[str, Any]) -> 
     image = check_overrides(ImageConfig, merged(scale.image.model_dump(), others), "image")
     if not solver.overfit:
         return image
-    return image.model_copy(update={"train_short_edges": [image.eval_short_edge], "flip": 0.0})
+    as_evaluated = {"train_short_edges": [image.eval_short_edge], "resize_schedule": [], "flip": 0.0}
+    return image.model_copy(update=as_evaluated)
+
+
+def overrides_of(settings: Sequence[str]) -> dict[str, Any]:
+    """Overrides from `KEY=VALUE` as typed on a command line, the value in YAML; raises UserError where one is not."""
+    overrides = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not key or not equals:
+            raise UserError(f"--set takes KEY=VALUE, such as solver.base_lr=0.001, not {setting!r}")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"override {key!r}: {value!r} is not valid YAML") from None
+    return overrides

@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from noisebox import graph
 from noisebox.config.families import sections_of
@@ -11,7 +11,14 @@ from noisebox.config.section import AboveZero, Count, Fraction, NotNegative, Pos
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DURATIONS = ("max_iter", "epochs")  # keys of a solver, of which one holds
+AUTO = 0  # the batch size that is yet to be found
 FP16_ON_CPU = "precision fp16 needs device cuda; on cpu use bf16 or fp32"
+
+
+def _auto(value: Any) -> Any:
+    if value == AUTO:
+        raise ValueError(f"must be at least 1, or auto, not {value!r}")
+    return AUTO if value == "auto" else value
 
 
 class SolverConfig(Section):
@@ -20,7 +27,8 @@ class SolverConfig(Section):
 
     `subset_size` trains on so many images, drawn by `subset_seed` whatever the train seed; smaller subsets lie in
     larger ones. `overfit` trains on the first ones instead, in their order and as they are evaluated, and evaluates on
-    them.
+    them. `batch_size: auto` is the largest that fits the GPU, here AUTO until that is known. `checkpoint_epochs` keeps
+    the weights of every so many epochs; `compile` trains through torch.compile.
     """
 
     base_lr: AboveZero = 2.5e-5
@@ -37,15 +45,17 @@ class SolverConfig(Section):
     warmup_factor: Fraction = 0.01
     decay_at: list[Fraction] = []
     decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
-    batch_size: Positive = 16
+    batch_size: Annotated[Count, BeforeValidator(_auto)] = 16
     accumulate: Positive = 1
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     log_every: Positive = 20
     checkpoint_every: Positive = 1000
+    checkpoint_epochs: Count = 0
     eval_every: Count = 0
     subset_size: Positive | None = None
     subset_seed: Count = 0
     overfit: bool = False
+    compile: bool = False
 
     @property
     def iterations(self) -> int:
@@ -57,6 +67,10 @@ class SolverConfig(Section):
     def iterations_of(self, epochs: float, images: int) -> int:
         """The optimiser steps that show each of so many images `epochs` times."""
         return math.ceil(round(epochs * images / self.batch_size, 6))  # 0.1 × 30 is a little more than 3
+
+    def epochs_in(self, iterations: int, images: int) -> int:
+        """How many times so many steps show each of so many images."""
+        return iterations * self.batch_size // images
 
     @property
     def lr(self) -> float:
@@ -83,13 +97,29 @@ def solver_over(solver: dict[str, Any], others: dict[str, Any]) -> dict[str, Any
 
 class ImageConfig(Section):
     """Resizing: the short edge is brought to one of `train_short_edges` (drawn per image) or to `eval_short_edge`, the
-    long edge kept within `max_edge`; `flip` is the probability of a mirror image in training."""
+    long edge kept within `max_edge`; `flip` is the probability of a mirror image in training.
+
+    `resize_schedule`, a list of [epoch, short edge], takes the place of `train_short_edges`: from that epoch on, the
+    first being 1, every image of a batch has that short edge.
+    """
 
     train_short_edges: Annotated[list[Positive], Field(min_length=1)] = list(range(480, 801, 32))
     eval_short_edge: Positive = 800
     max_edge: Positive = 1333
     flip: Fraction = 0.5
     cache_mib: Count = 512
+    resize_schedule: list[tuple[Positive, Positive]] = []
+
+    @model_validator(mode="after")
+    def _schedule_rises(self) -> "ImageConfig":
+        starts = [start for start, _ in self.resize_schedule]
+        if starts != sorted(set(starts)) or starts[:1] not in ([], [1]):
+            raise ValueError(f"the epochs of resize_schedule must rise from 1, not be {starts}")
+        return self
+
+    def scheduled(self, epoch: int) -> int | None:
+        """The short edge of an epoch, from 1, in training; None where none is scheduled."""
+        return next((edge for start, edge in reversed(self.resize_schedule) if start <= epoch), None)
 
 
 class ResourcesConfig(Section):

@@ -27,6 +27,12 @@ def places_of(config: RunConfig, step: int, count: int) -> list[int]:
     return [int(_order(config.seed, epoch, count)[place]) for epoch, place in places]
 
 
+def scheduled_edge(config: RunConfig, step: int, count: int) -> int | None:
+    """The short edge that `image.resize_schedule` gives a step's batch, by the epoch of its first image; None where
+    there is no schedule."""
+    return config.image.scheduled(1 + config.solver.epochs_in(step, count))
+
+
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return numpy_generator(seed, "order", epoch).permutation(count)

@@ -3,12 +3,13 @@
 Opening a task reads its dataset's description and imports no torch, so that a mistake is told at once.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from noisebox.config import ExperimentConfig, RunConfig
+from noisebox.config import AUTO, ExperimentConfig, RunConfig
 from noisebox.errors import UserError
 from noisebox.randomness import numpy_generator
 
@@ -35,6 +36,8 @@ class Task(Protocol):
     config: RunConfig  # with what only the dataset can tell, see `settled`
     images: int  # trained on, in an epoch
     metric: str  # what validation measures, as metrics.csv names it; higher is better
+    goal: tuple[str, float]  # a metric, and how much of it a model must reach on a few images that it learns by heart
+    checks: tuple[str, ...]  # what is likely wrong where it does not, in sentences
     classes: tuple[str, ...]
     data_hash: str
 
@@ -44,8 +47,11 @@ class Task(Protocol):
     def batches(self, start: int, stop: int) -> "Iterator[Examples]":
         """The batches of the steps from `start` up to, not including, `stop`."""
 
+    def measured(self, model: Any) -> dict[str, float]:
+        """A model's metrics by name on the validation split, in the cheapest way that the task knows."""
+
     def validate(self, model: Any) -> float:
-        """A model's metric on the validation split, in the cheapest way that the task knows."""
+        """`metric` alone."""
 
 
 class Split(Protocol):
@@ -77,10 +83,22 @@ def trained_on(split: SplitT, config: RunConfig) -> SplitT:
 def settled(config: RunConfig, images: int) -> RunConfig:
     """The configuration with the iterations that its epochs take over so many images."""
     solver = config.solver
-    if solver.max_iter is not None or solver.epochs is None:
+    if solver.max_iter is not None or solver.epochs is None or solver.batch_size == AUTO:
         return config
     iterations = solver.iterations_of(solver.epochs, images)
     return config.model_copy(update={"solver": solver.model_copy(update={"max_iter": iterations})})
+
+
+TaskT = TypeVar("TaskT", bound=Task)
+
+
+def with_batch_size(task: TaskT, size: int) -> TaskT:
+    """The same task with batches of another size, and the iterations that its epochs then take."""
+    config = task.config
+    other = copy.copy(task)
+    solver = config.solver.model_copy(update={"batch_size": size})
+    other.config = settled(config.model_copy(update={"solver": solver}), task.images)
+    return other
 
 
 def open_task(config: RunConfig) -> Task:

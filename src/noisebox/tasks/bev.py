@@ -16,6 +16,13 @@ class BevTask:
     """Both splits of the dataset; see `noisebox.tasks.Task`."""
 
     metric = "mIoU"
+    goal = ("mIoU", 90.0)
+    checks = (
+        "label mapping: `noisebox check nuscenes` counts the values of the label maps, and model.labels says what they "
+        "mean",
+        "frame and scale: maps whose rows or columns run the other way, or intrinsics of another image size, put "
+        "things in the wrong place; `noisebox show-bev` draws image and maps side by side",
+    )
 
     def __init__(self, config: RunConfig) -> None:
         manifest = graph.data_manifest("bev")
@@ -38,12 +45,16 @@ class BevTask:
 
         return made_ahead(TrainingBevBatches(self.train, self.config), range(start, stop), self.config.workers)
 
-    def validate(self, model: Any) -> float:
+    def measured(self, model: Any) -> dict[str, float]:
         """The mIoU at one sampling step under eval seed 0."""
         from noisebox.evaluation.bev import measure
 
         once = Sampling(steps=1)
-        return measure(model, self.val, self.config, {once: [0]}).metrics[0, once].miou
+        return {self.metric: measure(model, self.val, self.config, {once: [0]}).metrics[0, once].miou}
+
+    def validate(self, model: Any) -> float:
+        """The mIoU alone."""
+        return self.measured(model)[self.metric]
 
 
 open_task = BevTask
