@@ -66,8 +66,8 @@ def test_a_changed_training_is_refused_unless_told_what_to_do(
     here: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("noisebox.training.loop._Training.finish", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        patched.setattr("noisebox.training.loop._Training.finish", ended)
+        with pytest.raises(RuntimeError, match="as a kill does"):
             command_line("train", "baseline")
     edit_yaml(here / "params/scales/test.yaml", solver__base_lr=0.5)
     for _ in range(2):
@@ -78,5 +78,5 @@ def test_a_changed_training_is_refused_unless_told_what_to_do(
     assert record["changes"] == [{"after_iteration": 6, "what": "solver.base_lr was 0.001, is now 0.5"}]
 
 
-def interrupted(self: object) -> None:
-    raise KeyboardInterrupt
+def ended(self: object) -> None:
+    raise RuntimeError("as a kill does")
