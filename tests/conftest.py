@@ -106,3 +106,22 @@ def make_project(root: Path) -> Path:
     run(root, "git", "add", "-A")
     run(root, "git", "commit", "-qm", "start")
     return root
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with params/, the datasets of scale `test`, and the depth that BEV trains on."""
+    from noisebox import graph
+    from noisebox.config import load_scale
+    from noisebox.data.catalog import open_split, prepare_dataset
+    from noisebox.data.depth_stage import make_depth
+
+    root = tmp_path_factory.mktemp("datasets")
+    shutil.copytree(ROOT / "params", root / "params")
+    edit_yaml(root / "params/experiment.yaml", **small_experiment())
+    for line in graph.LINE_NAMES:
+        dataset = load_scale("test", root).dataset_of(line)
+        prepare_dataset(dataset, root, manifest_file=graph.data_manifest(line))
+        if line == "bev":
+            make_depth(open_split(dataset, "train", root, graph.data_manifest(line)), "train", root, workers=1)
+    return root

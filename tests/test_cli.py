@@ -9,7 +9,7 @@ from conftest import edit_yaml, run
 VERBS = (
     *("data", "smoke", "train", "evaluate", "report", "bench", "sync", "merge", "record"),
     *("predict", "show", "verify", "freeze", "table", "prune"),
-    *("depth-gt", "check", "show-bev", "diagnose"),
+    *("depth-gt", "check", "show-bev", "diagnose", "overfit"),
 )
 
 

@@ -72,9 +72,9 @@ def test_a_parameter_changed_meanwhile_still_reruns(clone: Path) -> None:
     edit_yaml(clone / "params/recipes/finetune.yaml", solver__lr_factor=0.2)
     assert "finetune@baseline-0" in run(clone, "noisebox", "sync").stdout
     commands = planned(clone)
-    assert "noisebox train baseline+finetune --seed 0" in commands
+    assert "noisebox train baseline+finetune --seed 0 --if-changed fresh" in commands
     assert "noisebox report" in commands
-    assert "noisebox train baseline --seed 0" not in commands
+    assert "noisebox train baseline --seed 0 --if-changed fresh" not in commands
 
 
 def test_the_protocol_changed_after_sync_still_reruns(clone: Path) -> None:
@@ -91,7 +91,7 @@ def test_sync_never_hides_a_stale_file(clone: Path) -> None:
     model.write_text(model.read_text() + "\n")
     os.utime(model, (1_200_000_000, 1_200_000_000))
     run(clone, "noisebox", "sync")
-    assert "noisebox train baseline --seed 0" in planned(clone)
+    assert "noisebox train baseline --seed 0 --if-changed fresh" in planned(clone)
 
 
 def test_code_decides_what_reruns(made: Path) -> None:
@@ -101,7 +101,7 @@ def test_code_decides_what_reruns(made: Path) -> None:
     assert run(made, "dvc", "status", "--json").stdout.count('"report"') == 1
     model = made / "src/noisebox/models/diffusiondet/head.py"
     model.write_text(model.read_text() + "\n")
-    assert "noisebox train baseline+finetune --seed 1" in planned(made)
+    assert "noisebox train baseline+finetune --seed 1 --if-changed fresh" in planned(made)
 
 
 def test_record_leaves_what_snakemake_did_not_make_stale(made: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_pruned_graph_is_current(made: Path) -> None:
         "to be made again: smoke@finetune, finetune@baseline-0, finetune@baseline-1, evaluate@baseline+finetune-0, "
         "evaluate@baseline+finetune-1, report",
     ]
-    assert "noisebox train baseline --seed 0" not in planned(made)
+    assert "noisebox train baseline --seed 0 --if-changed fresh" not in planned(made)
     run(made, "git", "checkout", "-q", "params")
     run(made, "dvc", "checkout", "-q")
     assert UP_TO_DATE in run(made, "dvc", "status").stdout

@@ -17,8 +17,9 @@ from noisebox import graph
 from noisebox.errors import UserError
 from noisebox.files import read_yaml
 from noisebox.report.evaluations import results_path, speed_path
-from noisebox.report.manifest import COLUMNS, Entry, compare, find_manifest, read_manifest, write_manifest
+from noisebox.report.manifest import COLUMNS, Entry, check, compare, find_manifest, read_manifest, write_manifest
 from noisebox.report.summary import write_report
+from noisebox.training.checkpoint import write_sha256
 
 pytest_plugins = ("reported_fixtures",)
 
@@ -138,6 +139,16 @@ def test_what_is_not_here_is_no_mismatch(reported: Path) -> None:
     assert [entry.path for entry in found.absent] == [graph.checkpoint("baseline", 0)]
     assert (found.mismatches, len(found.sound)) == ([], len(listed) - 1)
     assert counted == [(done, len(listed)) for done in range(1, len(listed) + 1)]
+
+
+def test_checkpoints_of_epochs_are_held_to_their_own_hash(reported: Path) -> None:
+    kept = reported / graph.run_folder("baseline", 0) / "checkpoint_epoch_4.pth"
+    kept.write_bytes(b"weights")
+    write_sha256(kept)
+    checked = check(reported)
+    assert "1 checkpoints of epochs are what their .sha256 say" in checked.said and not checked.mismatches
+    kept.write_bytes(b"weighty")
+    assert check(reported).mismatches == [f"{kept} is not what checkpoint_epoch_4.pth.sha256 says"]
 
 
 @pytest.mark.parametrize("path", [RESULTS, speed_path("baseline", 1)])

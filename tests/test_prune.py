@@ -120,6 +120,19 @@ def test_what_goes_comes_back_without_a_training(trained: Path, command_line: Co
     assert len((trained / "trained.txt").read_text().splitlines()) == 2
 
 
+def test_checkpoints_of_epochs_stay_until_dvc_holds_them(trained: Path) -> None:
+    """No stage declares them, so only who adds them to DVC can have them back."""
+    kept = trained / "runs/baseline/seed0/checkpoint_epoch_4.pth"
+    kept.write_bytes(b"weights of epoch 4")
+    assert kept.relative_to(trained).as_posix() not in planned(trained)
+    assert f"{kept.relative_to(Path.cwd())}: DVC does not hold its bytes" in plan_of(Path()).kept
+    with in_dvc(trained) as repo:
+        repo.add(str(kept))
+    kept.unlink()
+    kept.write_bytes(b"weights of epoch 4")
+    assert planned(trained)[kept.relative_to(trained).as_posix()] == UNNAMED
+
+
 def test_it_asks_and_says_how_much(trained: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     freed = sum(len(content) for path, content in contents(trained).items() if path in going_on(0, 1))
     asked: list[str] = []

@@ -44,15 +44,19 @@ def toy_family(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train_toy(run: Path, batches: Callable[[int, int], Iterator[Batch]] = toy_batches, **solver: Any) -> None:
+    """As the engines do: where something changed, anew."""
     config = toy_config(**{**CONFIG, **solver})
-    train(config, run, CLASSES, batches, DATA_HASH, validate=toy_ap, root=run.parent)
+    train(config, run, CLASSES, batches, DATA_HASH, validate=toy_ap, root=run.parent, if_changed="fresh")
 
 
 def train_student(run: Path, batches: Callable[[int, int], Iterator[Batch]] = toy_batches) -> None:
     """Distil from the run `teacher` beside `run`."""
     config = toy_config(lineage="toy+student", seed=4, distill=DistillConfig(kind="consistency"), **CONFIG)
     teacher = run.parent / "teacher/model_final.pth"
-    train(config, run, CLASSES, batches, DATA_HASH, validate=toy_ap, teacher=teacher, root=run.parent)
+    train(
+        config, run, CLASSES, batches, DATA_HASH,
+        validate=toy_ap, teacher=teacher, root=run.parent, if_changed="fresh",
+    )  # fmt: skip
 
 
 def train_baseline(run: Path) -> None:
@@ -213,7 +217,7 @@ def test_other_data_or_code_or_another_parent_starts_over(
     (tmp_path / "model.py").write_text("two")
     train_toy(run)
     assert "because code.model.py changed" in caplog.text
-    again = {"validate": toy_ap, "root": tmp_path}
+    again = {"validate": toy_ap, "root": tmp_path, "if_changed": "fresh"}
     config = toy_config(**CONFIG)
     train(config, interrupted_run(tmp_path / "run"), CLASSES, toy_batches, "other", **again)
     assert "because data changed" in caplog.text

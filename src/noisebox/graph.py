@@ -34,6 +34,7 @@ RUN_FILES = (
     "config.yaml",
     "run.json",
 )
+EPOCHS = "checkpoint_epoch_*.pth"  # beside RUN_FILES where the solver keeps them; their number varies: no engine's
 BEV_EVALUATION_FILES = ("results.tsv", "speed.tsv", "confusion.json", "maps.npz", "training.csv", "run.json")
 EVALUATION_FILES = ("results.tsv", "speed.tsv", "detections.json", "breakdown.json", "training.csv", "run.json")
 AERIAL_EVALUATION_FILES = (*EVALUATION_FILES, "looks.npz")
@@ -121,6 +122,7 @@ FAMILY_CODE: dict[str, tuple[str, ...]] = {
         *_DATA,
         *_BEV_DATA,
         "src/noisebox/data/bev_loader.py",
+        "src/noisebox/data/transforms.py",
         "src/noisebox/data/depth.py",
         "src/noisebox/evaluation/bev.py",
         "src/noisebox/evaluation/evidence.py",
@@ -222,6 +224,11 @@ def run_folder(lineage: str, seed: int | str) -> str:
 def work_folder(lineage: str, seed: int | str) -> str:
     """What a killed training goes on from; no engine declares it, so none deletes it."""
     return f"{run_folder(lineage, seed)}/work"
+
+
+def try_folder(lineage: str, which: str) -> str:
+    """Where a training with options lies: other than params/ say, so it is none of the graph's."""
+    return f"tries/{lineage}/{which}"
 
 
 def checkpoint(lineage: str, seed: int | str) -> str:

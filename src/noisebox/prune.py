@@ -1,8 +1,8 @@
 """`noisebox prune`: free the space of checkpoints that only serve to go on, where DVC holds their bytes.
 
-Of a finished run these are last.pth and best.pth; model_final.pth, which results stand on, always stays. A file goes
-only when its bytes were found in DVC's cache or in a remote, so it can be had back. What killed processes left in a
-run's folder goes too, unless a training could go on from it.
+Of a finished run these are last.pth and best.pth, and checkpoints of epochs; model_final.pth, which results stand on,
+always stays. A file goes only when its bytes were found in DVC's cache or in a remote, so it can be had back. What
+killed processes left in a run's folder goes too, unless a training could go on from it.
 """
 
 import fcntl
@@ -109,7 +109,7 @@ def _look_at(run: Path, store: "_Store", named: Mapping[Path, str], found: Plan)
         return
     leftovers = [*run.glob(".writing-*"), *([work] if work.exists() else [])]
     found.items += [Item(path, LEFTOVER, _seen(path)) for path in leftovers]
-    for path in (run / name for name in GOING_ON if (run / name).is_file()):
+    for path in (*(run / name for name in GOING_ON if (run / name).is_file()), *sorted(run.glob(graph.EPOCHS))):
         seen, digest = _seen(path), _md5(path)
         cached = store.cached(digest)
         if cached and cached.samefile(path):

@@ -80,4 +80,4 @@ rule train:
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
     shell:
-        "noisebox train {wildcards.lineage} --seed {wildcards.seed}"
+        "noisebox train {wildcards.lineage} --seed {wildcards.seed} --if-changed fresh"

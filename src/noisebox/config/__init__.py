@@ -11,8 +11,9 @@ from noisebox.config.experiment import (
     ProtocolConfig,
     ProtocolsConfig,
 )
-from noisebox.config.resolve import load_experiment, load_recipe, load_scale, resolve, teacher_of
+from noisebox.config.resolve import load_experiment, load_recipe, load_scale, overrides_of, resolve, teacher_of
 from noisebox.config.run import (
+    AUTO,
     ImageConfig,
     RecipeConfig,
     ResourcesConfig,
@@ -26,6 +27,7 @@ from noisebox.config.sampling import GuidanceConfig, Sampling
 from noisebox.config.section import Count, NotNegative, Positive, Section, check_section, which_exist
 
 __all__ = [
+    "AUTO",
     "Count",
     "ExperimentConfig",
     "GuidanceConfig",
@@ -48,6 +50,7 @@ __all__ = [
     "load_experiment",
     "load_recipe",
     "load_scale",
+    "overrides_of",
     "resolve",
     "smoke_config",
     "teacher_of",

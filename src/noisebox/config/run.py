@@ -1,16 +1,35 @@
 """The sections that every training has, whatever its family: solver, images, scale, recipe, and the resolved run."""
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from noisebox import graph
 from noisebox.config.families import sections_of
 from noisebox.config.section import AboveZero, Count, Fraction, NotNegative, Positive, Section, merged
 
+Precision = Literal["fp32", "bf16", "fp16"]
+DURATIONS = ("max_iter", "epochs")  # keys of a solver, of which one holds
+AUTO = 0  # the batch size that is yet to be found
+FP16_ON_CPU = "precision fp16 needs device cuda; on cpu use bf16 or fp32"
+
+
+def _auto(value: Any) -> Any:
+    if value == AUTO:
+        raise ValueError(f"must be at least 1, or auto, not {value!r}")
+    return AUTO if value == "auto" else value
+
 
 class SolverConfig(Section):
-    """How a stage trains: `max_iter` is, if null, the scale's times `length`; the rate is `base_lr` × `lr_factor`."""
+    """How a stage trains: for `max_iter` iterations or, in their place, `epochs` passes over the images; if both are
+    null, for the scale's times `length`. The rate is `base_lr` × `lr_factor`.
+
+    `subset_size` trains on so many images, drawn by `subset_seed` whatever the train seed; smaller subsets lie in
+    larger ones. `overfit` trains on the first ones instead, in their order and as they are evaluated, and evaluates on
+    them. `batch_size: auto` is the largest that fits the GPU, here AUTO until that is known. `checkpoint_epochs` keeps
+    the weights of every so many epochs; `compile` trains through torch.compile.
+    """
 
     base_lr: AboveZero = 2.5e-5
     lr_factor: AboveZero = 1.0
@@ -20,17 +39,23 @@ class SolverConfig(Section):
     quality_head_multiplier: AboveZero = 1.0
     clip_norm: NotNegative = 1.0
     max_iter: Positive | None = None
+    epochs: AboveZero | None = None
     length: AboveZero = 1.0
     warmup_iters: Count = 0
     warmup_factor: Fraction = 0.01
     decay_at: list[Fraction] = []
     decay_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
-    batch_size: Positive = 16
+    batch_size: Annotated[Count, BeforeValidator(_auto)] = 16
     accumulate: Positive = 1
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     log_every: Positive = 20
     checkpoint_every: Positive = 1000
+    checkpoint_epochs: Count = 0
     eval_every: Count = 0
+    subset_size: Positive | None = None
+    subset_seed: Count = 0
+    overfit: bool = False
+    compile: bool = False
 
     @property
     def iterations(self) -> int:
@@ -38,6 +63,14 @@ class SolverConfig(Section):
         if self.max_iter is None:
             raise ValueError("the configuration is not resolved")
         return self.max_iter
+
+    def iterations_of(self, epochs: float, images: int) -> int:
+        """The optimiser steps that show each of so many images `epochs` times."""
+        return math.ceil(round(epochs * images / self.batch_size, 6))  # 0.1 × 30 is a little more than 3
+
+    def epochs_in(self, iterations: int, images: int) -> int:
+        """How many times so many steps show each of so many images."""
+        return iterations * self.batch_size // images
 
     @property
     def lr(self) -> float:
@@ -51,15 +84,42 @@ class SolverConfig(Section):
         return self
 
 
+def lasting(solver: dict[str, Any]) -> list[str]:
+    """The keys by which a section says how long to train."""
+    return [key for key in DURATIONS if solver.get(key) is not None]
+
+
+def solver_over(solver: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """`solver` with the keys of `others`; one that says how long to train stands for those of `solver` that do."""
+    kept = {key: value for key, value in solver.items() if not (key in DURATIONS and lasting(others))}
+    return merged(kept, others)
+
+
 class ImageConfig(Section):
     """Resizing: the short edge is brought to one of `train_short_edges` (drawn per image) or to `eval_short_edge`, the
-    long edge kept within `max_edge`; `flip` is the probability of a mirror image in training."""
+    long edge kept within `max_edge`; `flip` is the probability of a mirror image in training.
+
+    `resize_schedule`, a list of [epoch, short edge], takes the place of `train_short_edges`: from that epoch on, the
+    first being 1, every image of a batch has that short edge.
+    """
 
     train_short_edges: Annotated[list[Positive], Field(min_length=1)] = list(range(480, 801, 32))
     eval_short_edge: Positive = 800
     max_edge: Positive = 1333
     flip: Fraction = 0.5
     cache_mib: Count = 512
+    resize_schedule: list[tuple[Positive, Positive]] = []
+
+    @model_validator(mode="after")
+    def _schedule_rises(self) -> "ImageConfig":
+        starts = [start for start, _ in self.resize_schedule]
+        if starts != sorted(set(starts)) or starts[:1] not in ([], [1]):
+            raise ValueError(f"the epochs of resize_schedule must rise from 1, not be {starts}")
+        return self
+
+    def scheduled(self, epoch: int) -> int | None:
+        """The short edge of an epoch, from 1, in training; None where none is scheduled."""
+        return next((edge for start, edge in reversed(self.resize_schedule) if start <= epoch), None)
 
 
 class ResourcesConfig(Section):
@@ -88,7 +148,7 @@ class ScaleConfig(Section):
 
     dataset: str
     device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     threads: Positive = 1
     workers: Count = 0
     eval_batch_size: Positive = 8
@@ -105,7 +165,7 @@ class ScaleConfig(Section):
     @model_validator(mode="after")
     def _half_precision_needs_gpu(self) -> "ScaleConfig":
         if self.precision == "fp16" and self.device == "cpu":
-            raise ValueError("precision fp16 needs device cuda; on cpu use bf16 or fp32")
+            raise ValueError(FP16_ON_CPU)
         return self
 
     def dataset_of(self, line: str) -> str:
@@ -115,11 +175,13 @@ class ScaleConfig(Section):
 
     def of(self, family: str) -> "ScaleConfig":
         """The scale as a family has it."""
-        return type(self)(**merged(self.model_dump(), self.families.get(family, {})))
+        own, other = self.model_dump(), self.families.get(family, {})
+        solvers = {key: solver_over(own[key], other.get(key, {})) for key in ("solver", "finetune")}
+        return type(self)(**{**merged(own, other), **solvers})
 
 
 class RecipeConfig(Section):
-    """A file of `params/recipes/`: what the method is."""
+    """A file of `params/recipes/`: what the method is; `precision` where it needs another than the scale's."""
 
     description: Annotated[str, Field(min_length=1)]
     family: str = "diffusiondet"
@@ -127,6 +189,7 @@ class RecipeConfig(Section):
     loss: dict[str, Any] = {}
     solver: dict[str, Any] = {}
     finetune: dict[str, Any] = {}
+    precision: Precision | None = None
     distill: dict[str, Any] | None = None
 
 
@@ -139,7 +202,7 @@ class RunConfig(Section):
     family: str
     dataset: str
     device: Literal["cpu", "cuda"]
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     threads: int
     workers: int
     eval_batch_size: int

@@ -6,12 +6,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from noisebox import graph
 from noisebox.config import RunConfig
 from noisebox.data.bev import BevSplit
 from noisebox.data.depth import read_depth
-from noisebox.data.stream import made_ahead, shuffled
+from noisebox.data.stream import made_ahead, places_of, scheduled_edge
+from noisebox.data.transforms import resized_hw
 from noisebox.errors import UserError
 from noisebox.randomness import numpy_generator
 from noisebox.structures import BevBatch
@@ -34,6 +37,18 @@ def mirrored(sample: Sample) -> Sample:
     intrinsics[0, 2] = width - intrinsics[0, 2]
     image, labels, depth, mask = (each.flip(-1) for each in (sample.image, sample.labels, sample.depth, sample.mask))
     return Sample(image, intrinsics, labels, depth, mask)
+
+
+def resized(sample: Sample, short_edge: int, max_edge: int) -> Sample:
+    """The sample as a camera with other pixels sees it: image and intrinsics at the new size, depth where the nearest
+    pixel has it. The map of labels is on the ground and stays."""
+    height, width = sample.image.shape[-2:]
+    size = list(resized_hw(height, width, short_edge, max_edge))
+    stretch = torch.diag(torch.tensor([size[1] / width, size[0] / height, 1.0]))
+    nearest = InterpolationMode.NEAREST_EXACT
+    depth, mask = (F.resize(map_[None], size, nearest)[0] for map_ in (sample.depth, sample.mask))
+    image = F.resize(sample.image, size, antialias=True)
+    return sample._replace(image=image, intrinsics=stretch @ sample.intrinsics, depth=depth, mask=mask)
 
 
 class BevSamples:
@@ -80,7 +95,7 @@ def batch_of(samples: list[Sample], image_ids: list[int]) -> BevBatch:
 
 class TrainingBevBatches:
     """`batches[step]` is the batch of a training step, from 0, without end, each image mirrored with the probability
-    `image.flip`, drawn by the key (seed, "augment", step, image id)."""
+    `image.flip`, drawn by the key (seed, "augment", step, image id), and resized where `image.resize_schedule` says."""
 
     def __init__(self, split: BevSplit, config: RunConfig) -> None:
         self.config = config
@@ -88,9 +103,11 @@ class TrainingBevBatches:
 
     def __getitem__(self, step: int) -> BevBatch:
         config = self.config
-        places = shuffled(config.seed, step, config.solver.batch_size, len(self.samples.split.frames))
+        places = places_of(config, step, len(self.samples.split))
         flips = (numpy_generator(config.seed, "augment", step, k).random() < config.image.flip for k in places)
         shown = [mirrored(self.samples[k]) if flip else self.samples[k] for k, flip in zip(places, flips, strict=True)]
+        if edge := scheduled_edge(config, step, len(self.samples.split)):
+            shown = [resized(sample, edge, config.image.max_edge) for sample in shown]
         return batch_of(shown, places)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from noisebox.config import RunConfig
 from noisebox.data.coco import CocoSplit, ImageRecord, read_image
-from noisebox.data.stream import made_ahead, shuffled
+from noisebox.data.stream import made_ahead, places_of, scheduled_edge
 from noisebox.data.transforms import View, evaluation_view, show, training_view
 from noisebox.errors import UserError
 from noisebox.structures import Batch, Targets
@@ -41,16 +41,16 @@ class TrainingBatches:
     def __getitem__(self, step: int) -> Batch:
         config = self.config
         records = self._records(step)
-        views = [training_view(r.height, r.width, config.image, config.seed, step, r.id) for r in records]
+        edge = scheduled_edge(config, step, len(self.split))
+        image = config.image.model_copy(update={"train_short_edges": [edge]}) if edge else config.image
+        views = [training_view(r.height, r.width, image, config.seed, step, r.id) for r in records]
         share = len(records) // self.world_size
         own = slice(self.rank * share, (self.rank + 1) * share)
         return _batch(records[own], views[own], [self._decode(record) for record in records[own]], _padded_hw(views))
 
     def _records(self, step: int) -> list[ImageRecord]:
         """The images of the whole batch."""
-        config = self.config
-        places = shuffled(config.seed, step, config.solver.batch_size, len(self.split.images))
-        return [self.split.images[place] for place in places]
+        return [self.split.images[place] for place in places_of(self.config, step, len(self.split))]
 
 
 class EvaluationBatches:

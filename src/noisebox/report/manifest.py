@@ -189,6 +189,11 @@ def _naming_others(path: Path, entry: Entry, checkpoint: str | None) -> Iterator
             return
 
 
+def _is_as_noted(file: Path) -> bool:
+    note = file.with_name(f"{file.name}.sha256")
+    return note.is_file() and note.read_text(encoding="utf-8").split()[:1] == [sha256(file)]
+
+
 @dataclass(frozen=True)
 class Checked:
     """The files that are what the manifest says, what there is to say of the others, and a sentence for each fault."""
@@ -199,7 +204,8 @@ class Checked:
 
 
 def check(folder: Path, progress: Callable[[int, int], None] | None = None) -> Checked:
-    """Compare a repository or a deliverable with its manifest; a deliverable must be complete.
+    """Compare a repository or a deliverable with its manifest; a deliverable must be complete. Checkpoints of epochs,
+    which no manifest names, are held to their own .sha256.
 
     Raises UserError when there is no manifest, or none of its files.
     """
@@ -209,6 +215,10 @@ def check(folder: Path, progress: Callable[[int, int], None] | None = None) -> C
     if not compared.sound and not compared.mismatches:
         raise UserError(f"no file that {path} names is here; dvc pull brings them")
     said = [f"{len(compared.sound)} files are what {path} says"]
+    if of_epochs := sorted(folder.glob(f"{graph.run_folder('*', '*')}/{graph.EPOCHS}")):
+        others = [file for file in of_epochs if not _is_as_noted(file)]
+        compared.mismatches.extend(f"{file} is not what {file.name}.sha256 says" for file in others)
+        said.append(f"{len(of_epochs) - len(others)} checkpoints of epochs are what their .sha256 say")
     if path.parent == folder:
         return Checked(compared.sound, said, [*compared.mismatches, *(f"{name} is missing" for name in absent)])
     if absent:

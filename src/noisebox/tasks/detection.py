@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from noisebox import graph
 from noisebox.config import RunConfig, Sampling
 from noisebox.data.catalog import open_split, read_manifest
+from noisebox.tasks import settled, trained_on
 
 if TYPE_CHECKING:
     from noisebox.structures import Batch
@@ -15,12 +16,21 @@ class DetectionTask:
     """Both splits of the dataset; see `noisebox.tasks.Task`."""
 
     metric = "AP"
+    goal = ("AP50", 90.0)
+    checks = (
+        "category mapping: where boxes are right and classes are not, the category ids of the annotation file and "
+        "`classes` of the dataset do not belong together",
+        "box frame and scale: annotations hold x, y, width, height in pixels of the stored image; `noisebox predict` "
+        "draws what was found, and boxes beside the objects, or of another size, tell",
+    )
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = config
         manifest = graph.data_manifest(graph.line_of(config.family))
-        self.train = open_split(config.dataset, "train", manifest_file=manifest)
-        self.val = open_split(config.dataset, "val", manifest_file=manifest)
+        train, val = (open_split(config.dataset, split, manifest_file=manifest) for split in ("train", "val"))
+        self.train = trained_on(train, config)
+        self.val = self.train if config.solver.overfit else val
+        self.images = len(self.train)
+        self.config = settled(config, self.images)
         self.classes = self.train.classes
         self.data_hash: str = read_manifest(manifest_file=manifest)["hash"]
 
@@ -34,12 +44,16 @@ class DetectionTask:
 
         return training_loader(TrainingBatches(self.train, self.config), start, stop, self.config.workers)
 
-    def validate(self, model: Any) -> float:
-        """The AP at one sampling step under eval seed 0."""
+    def measured(self, model: Any) -> dict[str, float]:
+        """COCO's metrics at one sampling step under eval seed 0."""
         from noisebox.evaluation.protocol import measure
 
         once = Sampling(steps=1)
-        return measure(model, self.val, self.config, {once: [0]}).metrics[0, once].ap
+        return measure(model, self.val, self.config, {once: [0]}).metrics[0, once].summary
+
+    def validate(self, model: Any) -> float:
+        """The AP at one sampling step under eval seed 0."""
+        return self.measured(model)[self.metric]
 
 
 open_task = DetectionTask

@@ -73,9 +73,14 @@ def clear(work: Path) -> None:
 
 
 def publish(run: Path) -> None:
-    """Put every file of `graph.RUN_FILES` from `run/work` into its place in `run`, then remove `run/work`."""
+    """Put every file of `graph.RUN_FILES`, and the checkpoints of epochs, from `run/work` into its place in `run`, then
+    remove `run/work`."""
     work = run / WORK
-    for name in graph.RUN_FILES:
+    of_epochs = [path.name for path in work.glob(f"{graph.EPOCHS}*")]
+    for path in run.glob(f"{graph.EPOCHS}*"):
+        if path.name not in of_epochs:  # of the training before
+            path.unlink()
+    for name in (*graph.RUN_FILES, *of_epochs):
         with atomic_path(run / name) as temporary:
             try:
                 os.link(work / name, temporary)

@@ -10,15 +10,15 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 
+from noisebox import graph
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.files import write_text
-from noisebox.graph import Lineage
 from noisebox.models import BOX_MONITORS, Model, build_model
 from noisebox.progress import Progress
 from noisebox.structures import Examples
@@ -27,11 +27,12 @@ from noisebox.training.distill import load_teacher
 from noisebox.training.folder import claimed, clear, publish
 from noisebox.training.metrics import Metrics
 from noisebox.training.optim import learning_rate, train_mode
-from noisebox.training.provenance import Record, difference, environment, fingerprint
+from noisebox.training.provenance import HARMLESS, Record, changes, difference, environment, fingerprint
 from noisebox.training.step import Trainer, summed
 
 Batches = Callable[[int, int], Iterable[Examples]]
 Validate = Callable[[Model], float]
+IfChanged = Literal["refuse", "resume", "fresh"]
 
 log = logging.getLogger("noisebox")
 
@@ -48,16 +49,20 @@ def train(
     parent: Path | None = None,
     teacher: Path | None = None,
     root: Path = Path(),
+    images: int | None = None,
+    if_changed: IfChanged = "refuse",
 ) -> None:
     """Train, or go on with, one run, and publish `graph.RUN_FILES` in the folder `run`.
 
     `batches(start, stop)` gives the batches of the steps start … stop - 1, each a function of its step. `validate`
     gives a model's `metric`, higher is better; it is asked every `solver.eval_every` steps and after the last.
     `parent` is the checkpoint to start from, `teacher` the one to learn from where the configuration distils. `root` is
-    the repository, for the hashes of the code and the commit.
+    the repository, for the hashes of the code and the commit. `images`, how many make an epoch, is needed where
+    checkpoints of epochs are kept. `if_changed` says what to do with an interrupted training of another configuration,
+    code or input: refuse unless the change is harmless, go on with the new one ("resume"), or start anew ("fresh").
 
     Raises UserError when the folder is taken or cannot be written, parent or teacher do not fit, the device is not
-    there, or a loss is not finite; `work/last.pth` then stays whole.
+    there, an interrupted training is refused, or a loss is not finite; `work/last.pth` then stays whole.
     """
     if config.distill and teacher is None:
         raise UserError(f"{config.lineage} distils, so it needs a teacher's checkpoint")
@@ -67,8 +72,10 @@ def train(
         loaded = _warm_start(config, detector, parent)
         inputs = fingerprint(config.family, parent, teacher, data_hash, root)
         training = _Training(config, classes, Trainer(config, detector, mentor), inputs, work, metric)
-        resumed = training.resume()
+        resumed = training.resume(if_changed)
+        training.describe()
         facts = _facts(config, inputs) | _descent(parent, loaded, inputs) | _lesson(config, teacher, its_config, inputs)
+        facts |= {"changes": training.changes}
         record = Record(work / "run.json", facts | environment(config, root), resumed)
         record.write()
         solver = config.solver
@@ -76,6 +83,7 @@ def train(
             remaining = range(training.step, solver.iterations)
             for _, batch in zip(remaining, batches(training.step, solver.iterations), strict=True):
                 loss = training.advance(batch)
+                training.keep_epoch(images)
                 evaluating = training.due(solver.eval_every)
                 if evaluating and validate:
                     training.validate(validate)
@@ -101,23 +109,34 @@ class _Training:
         metric: str,
     ) -> None:
         self.config, self.classes, self.trainer, self.inputs, self.work = config, classes, trainer, inputs, work
-        self.metrics = Metrics(work / "metrics.csv", Lineage.parse(config.lineage).recipe, metric)
+        self.metrics = Metrics(work / "metrics.csv", graph.Lineage.parse(config.lineage).recipe, metric)
         self.step = 0  # optimiser steps taken
         self.best: float | None = None  # the highest metric so far
         self.warned = False  # of collapsed boxes
+        self.changes: list[dict[str, Any]] = []  # of configuration or inputs, under way
 
-    def resume(self) -> bool:
-        """Go on from `work/last.pth` if it was made from the same inputs; otherwise empty `work/`."""
+    def resume(self, if_changed: IfChanged) -> bool:
+        """Go on from `work/last.pth` if it was made from the same inputs, or is to be gone on with all the same;
+        otherwise empty `work/`."""
         last = self.work / "last.pth"
         state = load_checkpoint(last) if last.exists() else None
         if state is not None:
             now = {"config": self.config.model_dump(mode="json"), **self.inputs}
-            changed = difference({"config": state.get("config"), **state.get("fingerprint", {})}, now)
+            before = {"config": state.get("config"), **state.get("fingerprint", {})}
+            changed = difference(before, now)
             if changed is None:
                 self._restore(state)
                 log.info("%s: going on after iteration %d", self.work.parent, self.step)
                 return True
-            log.warning("%s: not going on with the interrupted training, because %s", self.work.parent, changed)
+            if if_changed == "resume" or (if_changed == "refuse" and set(changes(before, now)) <= set(HARMLESS)):
+                self._restore_changed(state, changed)
+                return True
+            refusal = f"{self.work.parent}: not going on with the interrupted training, because {changed}"
+            if if_changed == "refuse":
+                raise UserError(
+                    f"{refusal}; add --if-changed resume to go on with the new one, --if-changed fresh to start anew"
+                )
+            log.warning(refusal)
         clear(self.work)
         return False
 
@@ -159,6 +178,15 @@ class _Training:
             self.best = score
             save_checkpoint(self.work / "best.pth", self._result())
 
+    def keep_epoch(self, images: int | None) -> None:
+        """Write `checkpoint_epoch_N.pth` when an epoch that is to be kept ended with this step."""
+        solver = self.config.solver
+        if images and solver.checkpoint_epochs:
+            before, ended = (solver.epochs_in(step, images) for step in (self.step - 1, self.step))
+            kept = ended // solver.checkpoint_epochs * solver.checkpoint_epochs
+            if kept > before:
+                save_checkpoint(self.work / graph.EPOCHS.replace("*", str(kept)), self._result())
+
     def save(self) -> None:
         """Write `last.pth`, from which `resume` goes on."""
         state = {
@@ -166,6 +194,7 @@ class _Training:
             "best": self.best,
             "metrics": self.metrics.state_dict(),
             "fingerprint": self.inputs,
+            "changes": self.changes,
         }
         save_checkpoint(self.work / "last.pth", state)
 
@@ -174,8 +203,11 @@ class _Training:
         save_checkpoint(self.work / "model_final.pth", self._result())
         if not (self.work / "best.pth").exists():
             save_checkpoint(self.work / "best.pth", self._result())
-        for name in ("best.pth", "last.pth"):
-            write_sha256(self.work / name)  # a kill may have come between a checkpoint and its hash
+        for path in (self.work / "best.pth", self.work / "last.pth", *self.work.glob(graph.EPOCHS)):
+            write_sha256(path)  # a kill may have come between a checkpoint and its hash
+
+    def describe(self) -> None:
+        """Write `config.yaml`."""
         content = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
         write_text(self.work / "config.yaml", content)
 
@@ -183,6 +215,19 @@ class _Training:
         self.trainer.load_state_dict(state)
         self.metrics.load_state_dict(state["metrics"])
         self.step, self.best = state["iteration"], state["best"]
+        self.changes = state.get("changes", [])
+
+    def _restore_changed(self, state: dict[str, Any], changed: str) -> None:
+        """Go on although something changed; what is kept of it goes into `run.json`."""
+        try:
+            self._restore(state)
+        except (RuntimeError, ValueError):
+            raise UserError(
+                f"{self.work.parent}: the interrupted training does not fit the model any more, because {changed}; "
+                "add --if-changed fresh to start anew"
+            ) from None
+        self.changes = [*self.changes, {"after_iteration": self.step, "what": changed}]
+        log.warning("%s: going on after iteration %d, although %s", self.work.parent, self.step, changed)
 
     def _result(self) -> dict[str, Any]:
         return self._described({"model": self.trainer.result().state_dict()})

@@ -15,7 +15,8 @@ from noisebox.training.step import summed
 
 
 class Metrics:
-    """The growing file at `path`; `phase` is the name of the recipe, `metric` that of what validation measures."""
+    """The growing file at `path`; a term that came only when the training was gone on with under another configuration
+    is in the loss, but has no column. `phase` is the name of the recipe, `metric` that of what validation measures."""
 
     def __init__(self, path: Path, phase: str, metric: str) -> None:
         self.path, self.phase, self.metric = path, phase, metric
@@ -44,8 +45,9 @@ class Metrics:
         """
         self._write_header()
         means = {name: self._sums[name] / self._count for name in sorted(self._sums)}
-        numbers = [summed(means), *means.values(), rate]
-        self._append(["train", self.phase, str(step), *(f"{number:.6g}" for number in numbers), ""])
+        columns = self.text.partition("\n")[0].split(",")[4:-2]
+        terms = [f"{means[name]:.6g}" if name in means else "" for name in columns]
+        self._append(["train", self.phase, str(step), f"{summed(means):.6g}", *terms, f"{rate:.6g}", ""])
         self._sums, self._count = {}, 0
         return means
 

@@ -17,6 +17,18 @@ from noisebox import graph
 from noisebox.config import RunConfig
 from noisebox.files import sha256, write_json
 
+# Keys that no weight of the result depends on, so that a training may go on when they change.
+HARMLESS = (
+    "config.solver.log_every",  # which rows metrics.csv has
+    "config.solver.checkpoint_every",  # how much a kill can cost
+    "config.solver.checkpoint_epochs",  # what is kept beside
+    "config.solver.eval_every",  # which steps are measured, and may be the best
+    "config.eval_batch_size",  # measured alike, but for rounding
+    "config.workers",  # who makes the batches
+    "config.image.cache_mib",  # where images wait
+    "config.smoke.iterations",  # another run
+    "config.smoke.images",
+)
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "noisebox")
 
 
@@ -32,10 +44,17 @@ def fingerprint(family: str, parent: Path | None, teacher: Path | None, data_has
     }
 
 
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The dotted names of what differs between two fingerprints, those that matter first."""
+    old, new = _flat(before), _flat(now)
+    changed = [name for name in {**new, **old} if name not in old or name not in new or old[name] != new[name]]
+    return sorted(changed, key=lambda name: name in HARMLESS)
+
+
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """In a few words what differs between two fingerprints; None when they are equal."""
     old, new = _flat(before), _flat(now)
-    changed = [name for name in {**new, **old} if name not in old or name not in new or old[name] != new[name]]
+    changed = changes(before, now)
     if not changed:
         return None
     first = changed[0]

@@ -26,7 +26,7 @@ def smoke(config: RunConfig, out: Path, classes: Sequence[str], batch: Examples)
 
     `config` is one of `smoke_config`. Raises UserError naming the check that failed; nothing is written then.
     """
-    trainer = Trainer(config, build_model(config, len(classes)), _stand_in_teacher(config, len(classes)))
+    trainer = Trainer(config, build_model(config, len(classes)), stand_in_teacher(config, len(classes)))
     iterations = config.smoke.iterations
     losses = []
     with Progress(f"smoke {config.lineage}", iterations) as progress:
@@ -48,7 +48,7 @@ def smoke(config: RunConfig, out: Path, classes: Sequence[str], batch: Examples)
     write_text(out, "".join("\t".join(row) + "\n" for row in table))
 
 
-def _stand_in_teacher(config: RunConfig, num_classes: int) -> Model | None:
+def stand_in_teacher(config: RunConfig, num_classes: int) -> Model | None:
     """For a recipe that distils: an untrained detector of other weights, which can be learned from like any other."""
     if config.distill is None:
         return None

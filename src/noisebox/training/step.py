@@ -35,6 +35,9 @@ class Trainer:
         model: nn.Module = detector
         if config.distill and teacher:
             model = Lesson(detector, teacher.to(self.accelerator.device), config.distill)
+        if config.solver.compile:
+            _check_compiler(self.accelerator.device)
+            model.compile()  # in place, so the names of the weights stay as they are
         self._model, self._optimizer = self.accelerator.prepare(model, optimizer)
         train_mode(detector)
 
@@ -85,12 +88,24 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state. Where another configuration made it, the settings of this one hold, and an average or a
+        loss scaler that it lacks starts anew.
+
+        Raises RuntimeError or ValueError when weights or optimiser do not fit.
+        """
         self.detector.load_state_dict(state["model"])
+        settings = [{key: group[key] for key in ("multiplier", "weight_decay")} for group in self._groups()]
         self._optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self._groups(), settings, strict=True):
+            group.update(own)
         if self.ema:
-            self.ema.load_state_dict(state["ema"])
-        if self.accelerator.scaler:
+            self.ema.load_state_dict(state["ema"] or state["model"])
+        if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = self._optimizer.param_groups
+        return groups
 
     def _not_finite(self, what: str, value: float, step: int) -> UserError:
         config = self.config
@@ -108,6 +123,18 @@ def is_loss(name: str) -> bool:
 def summed(terms: dict[str, float]) -> float:
     """The loss that is minimised."""
     return math.fsum(value for name, value in terms.items() if is_loss(name))
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Raises UserError when torch.compile cannot make code for the device, as where there is no C++ compiler."""
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as error:  # each back end fails in its own way
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"solver.compile needs a toolchain that torch.compile can use, and here it failed ({reason}): install a "
+            "C++ compiler such as g++, or leave solver.compile out"
+        ) from None
 
 
 def _accelerator(config: RunConfig) -> Accelerator:

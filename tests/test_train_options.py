@@ -1,0 +1,82 @@
+"""`noisebox train` with options: what is typed stands over params/, and what comes of it keeps out of the graph."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import edit_yaml
+
+pytest_plugins = ("reported_fixtures",)
+
+CommandLine = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: params/ of its own, and the datasets of scale `test`."""
+    for name in ("data", "depth_gt"):
+        (tmp_path / name).symlink_to(datasets / name)
+    for file in (datasets / "params").rglob("*.yaml"):
+        copy = tmp_path / file.relative_to(datasets)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(file.read_text())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_options_stand_over_params_and_the_try_lies_beside_the_runs(here: Path, command_line: CommandLine) -> None:
+    code, said, _ = command_line(
+        "train", "baseline", "--seed", 3, "--epochs", 1.5, "--batch-size", 4, "--accumulate", 2, "--clip-norm", 0.5,
+        "--subset-size", 3, "--subset-seed", 1, "--precision", "bf16", "--resize-schedule", "[[1, 32], [2, 64]]",
+        "--set", "solver.base_lr=1e-4", "--set", "model.num_proposals=5",
+    )  # fmt: skip
+    assert code == 0
+    assert said.startswith("baseline seed3 goes to tries/baseline/seed3, with precision bf16, solver.epochs 1.5, ")
+    assert not (here / "runs").exists() and (here / "logs/try/baseline/seed3.log").exists()
+    config = yaml.safe_load((here / "tries/baseline/seed3/config.yaml").read_text())
+    expected = {
+        "epochs": 1.5, "max_iter": 2, "batch_size": 4, "accumulate": 2, "clip_norm": 0.5, "subset_size": 3,
+        "subset_seed": 1, "base_lr": 1e-4,
+    }  # fmt: skip
+    assert {key: config["solver"][key] for key in expected} == expected
+    assert (config["precision"], config["model"]["num_proposals"]) == ("bf16", 5)
+    assert config["image"]["resize_schedule"] == [[1, 32], [2, 64]]
+
+
+def test_mistakes_in_options_are_one_sentence_and_nothing_starts(here: Path, command_line: CommandLine) -> None:
+    for options, sentence in {
+        ("--set", "solver.base_lrr=1"): "override 'solver.base_lrr' does not exist; did you mean 'base_lr'?",
+        ("--set", "solver.base_lr"): "--set takes KEY=VALUE, such as solver.base_lr=0.001, not 'solver.base_lr'",
+        ("--set", "solver.base_lr=["): "override 'solver.base_lr': '[' is not valid YAML",
+        ("--subset-size", 9): "solver.subset_size 9 is more than world_test/train has: 8 images",
+        ("--iters", 3, "--epochs", 3): "override 'solver' has both max_iter and epochs",
+        ("--batch-size", "auto"): "solver.batch_size auto needs device cuda",
+        ("--precision", "fp16"): "precision fp16 needs device cuda; on cpu use bf16 or fp32",
+        ("--resize-schedule", "[[2, 64]]"): "the epochs of resize_schedule must rise from 1, not be [2]",
+    }.items():
+        code, _, told = command_line("train", "baseline", *options)
+        lines = [line for line in told.splitlines() if line.startswith("noisebox: ")]
+        assert code == 2 and len(lines) == 1 and sentence in lines[0], (options, told)
+    assert not (here / "tries").exists() and not (here / "runs").exists()
+
+
+def test_a_changed_training_is_refused_unless_told_what_to_do(
+    here: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("noisebox.training.loop._Training.finish", ended)
+        with pytest.raises(RuntimeError, match="as a kill does"):
+            command_line("train", "baseline")
+    edit_yaml(here / "params/scales/test.yaml", solver__base_lr=0.5)
+    for _ in range(2):
+        code, _, told = command_line("train", "baseline")
+        assert code == 2 and "because solver.base_lr was 0.001, is now 0.5; add --if-changed resume to go on" in told
+    assert command_line("train", "baseline", "--if-changed", "resume")[0] == 0
+    record = json.loads((here / "runs/baseline/seed0/run.json").read_text())
+    assert record["changes"] == [{"after_iteration": 6, "what": "solver.base_lr was 0.001, is now 0.5"}]
+
+
+def ended(self: object) -> None:
+    raise RuntimeError("as a kill does")
