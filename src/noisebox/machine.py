@@ -1,9 +1,16 @@
-"""A process made ready to compute: how many threads it uses, and that it keeps the memory it frees."""
+"""A process made ready to compute: its threads, that it keeps the memory it frees, and compiled models."""
 
 import contextlib
 import ctypes
+from typing import TypeVar
 
 import torch
+
+from noisebox.config import RunConfig
+from noisebox.errors import UserError
+from noisebox.models import Model
+
+AnyModel = TypeVar("AnyModel", bound=Model)
 
 # Options of glibc's mallopt(3), and values: nothing is mapped apart or handed back, and the heap grows by 64 MiB.
 M_TRIM_THRESHOLD, NEVER = -1, -1
@@ -23,3 +30,29 @@ def prepare(threads: int) -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, GROWTH), (M_MMAP_MAX, NONE)):
             mallopt(option, value)
+
+
+def compile_parts(model: Model, device: torch.device | str) -> None:
+    """Let torch.compile make what the model names, when it is first used; in place, so weights keep their names.
+
+    Raises UserError when torch.compile cannot make code for the device, as where there is no C++ compiler.
+    """
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except Exception as error:  # each back end fails in its own way
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"solver.compile needs a toolchain that torch.compile can use, and here it failed ({reason}): install a "
+            "C++ compiler such as g++, or leave solver.compile out"
+        ) from None
+    for part in model.compiled():
+        part.compile()
+
+
+def placed(model: AnyModel, config: RunConfig) -> AnyModel:
+    """The model on its device, ready to be measured, compiled where its training was."""
+    prepare(config.threads)
+    model.to(config.device)
+    if config.solver.compile:
+        compile_parts(model, config.device)
+    return model

@@ -194,5 +194,5 @@ class BoxSampler:
         labels = rows.labels.gather(1, order)
         kept = kept_boxes(boxes_xyxy, labels, self.config.nms_threshold)
         counts = kept.sum(1).tolist()
-        parts = (part[kept].cpu().split(counts) for part in (boxes_xyxy, scores, labels))
+        parts = (torch.split(part[kept].cpu(), counts) for part in (boxes_xyxy, scores, labels))
         return [ScoredBoxes(*row) for row in zip(*parts, strict=True)]

@@ -30,7 +30,7 @@ from noisebox.evaluation.segmentation import (
     segmentation_metrics,
 )
 from noisebox.files import atomic_path, sha256, write_json
-from noisebox.machine import prepare
+from noisebox.machine import placed
 from noisebox.models import Segmenter
 from noisebox.progress import Progress
 from noisebox.tasks.bev import BevTask
@@ -120,8 +120,7 @@ def evaluate(
     asked = asked_of(model, line.protocol)
     check_fit(model, checkpoint, asked)
     pictured = pictured_places(line, split)
-    prepare(config.threads)
-    model.to(config.device)
+    placed(model, config)
     with Progress(f"evaluate {config.lineage} seed{config.seed}", len(split.frames)) as progress:
         measured = measure(model, split, config, asked, progress, pictured)
     folder = Path(graph.evaluation_folder(config.lineage, config.seed))

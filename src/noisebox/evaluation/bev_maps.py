@@ -9,7 +9,7 @@ from noisebox.errors import UserError
 from noisebox.evaluation.bev import measure, write_maps
 from noisebox.evaluation.evidence import check_classes, check_fit
 from noisebox.evaluation.predict import runnable
-from noisebox.machine import prepare
+from noisebox.machine import placed
 from noisebox.models import Segmenter
 from noisebox.progress import Progress
 from noisebox.tasks.bev import BevTask
@@ -34,8 +34,7 @@ def write_shown_maps(checkpoint: Path, path: Path, places: Sequence[int], *, ste
     config = runnable(config, config.eval_batch_size)
     asked = {Sampling(steps=1): [0]} if model.deterministic else {Sampling(steps=steps): [eval_seed]}
     check_fit(model, checkpoint, asked)
-    prepare(config.threads)
-    model.to(config.device)
+    placed(model, config)
     with Progress(f"show-bev {config.lineage} seed{config.seed}", len(places)) as progress:
         measured = measure(model, split, config, asked, progress, pictured=places, places=places)
     write_maps(path, config, split, places, measured)

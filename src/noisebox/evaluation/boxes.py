@@ -15,7 +15,7 @@ from noisebox.evaluation.evidence import check_classes, check_fit, pass_on, spee
 from noisebox.evaluation.measuring import Asked
 from noisebox.evaluation.protocol import Measurement, measure
 from noisebox.files import sha256, write_json
-from noisebox.machine import prepare
+from noisebox.machine import placed
 from noisebox.models import Detector
 from noisebox.progress import Progress
 from noisebox.tasks.detection import DetectionTask
@@ -48,9 +48,8 @@ def evaluate(
     """
     check_fit(model, checkpoint, asked)
     check_classes(checkpoint, classes, split.classes, config.dataset)
-    prepare(config.threads)
+    placed(model, config)
     label = f"evaluate {config.lineage} seed{config.seed}"
-    model.to(config.device)
     with Progress(label, len(split.images)) as progress:
         measured = measure(model, split, config, asked, progress)
     folder = Path(graph.evaluation_folder(config.lineage, config.seed))

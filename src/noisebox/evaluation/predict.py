@@ -19,7 +19,7 @@ from noisebox.errors import UserError
 from noisebox.evaluation.detection import to_coco_results
 from noisebox.evaluation.protocol import measure
 from noisebox.files import write_json
-from noisebox.machine import prepare
+from noisebox.machine import placed
 from noisebox.progress import Progress
 from noisebox.structures import Detections
 from noisebox.training.checkpoint import load_model
@@ -63,9 +63,8 @@ def predict(
         annotation_file=out / IMAGES,
     )
     sampling = Sampling(steps=steps)
-    prepare(config.threads)
     with Progress("predict", len(files)) as progress:
-        measured = measure(model.to(config.device), split, config, {sampling: [eval_seed]}, progress)
+        measured = measure(placed(model, config), split, config, {sampling: [eval_seed]}, progress)
     found = {image: _from(score, each) for image, each in measured.detections[eval_seed, sampling].items()}
     write_json(out / IMAGES, split.ground_truth())
     write_json(out / PREDICTIONS, to_coco_results(split, found))

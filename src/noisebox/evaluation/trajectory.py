@@ -19,7 +19,7 @@ from noisebox.evaluation.measuring import autocast
 from noisebox.evaluation.predict import runnable
 from noisebox.evaluation.protocol import measure
 from noisebox.files import write_json
-from noisebox.machine import prepare
+from noisebox.machine import placed
 from noisebox.models.diffusiondet.detector import DiffusionDet
 from noisebox.progress import Progress
 from noisebox.structures import Batch
@@ -47,8 +47,7 @@ def write_trajectories(
     config = runnable(config, config.eval_batch_size)
     sampling = Sampling(steps=steps)
     asked = {sampling: [eval_seed]}
-    prepare(config.threads)
-    model.to(config.device)
+    placed(model, config)
     with Progress(f"show {config.lineage} seed{config.seed}", len(split.images)) as progress:
         measured = measure(model, split, config, asked, progress)
     paths = trajectories(model, split, config, eval_seed, sampling)

@@ -13,7 +13,7 @@ from noisebox.config import RunConfig, Sampling
 from noisebox.data.catalog import open_split, read_manifest
 from noisebox.errors import UserError
 from noisebox.files import read_json
-from noisebox.machine import prepare
+from noisebox.machine import placed
 from noisebox.randomness import numpy_generator
 from noisebox.report.manifest import CHECKPOINT, Entry
 from noisebox.tasks import measured_rows
@@ -92,8 +92,7 @@ def _again(folder: Path, claim: Claim, samplings: Sequence[Sampling], repository
     rows = [(line, Sampling.of_columns(row), row) for line, row in enumerate(claim.rows(folder), start=2)]
     printed = [each for each in rows if each[1] in samplings]
     asked = {way: [int(row["eval_seed"]) for _, own, row in printed if own == way] for way in samplings}
-    prepare(config.threads)
-    model.to(config.device)
+    placed(model, config)
     evidence = {"ckpt": claim.checkpoint.path, "ckpt_sha256": claim.checkpoint.sha256}
     found = measured_rows(model, split, config, asked, evidence, f"verify {config.lineage} seed{config.seed}")
     mismatches = []

@@ -55,6 +55,10 @@ class Model(nn.Module, ABC):
         """The parameters that the multipliers of the solver speak of: `backbone` for `solver.backbone_multiplier`, and
         so on; a part may be empty. All other parameters have the plain rate."""
 
+    def compiled(self) -> list[nn.Module]:
+        """The modules that `solver.compile` compiles, each by itself; by default those that the model is made of."""
+        return list(self.children())
+
     def check_sampling(self, sampling: Sampling) -> None:
         """Raises UserError, in one sentence, when the model cannot sample so."""
         if sampling.crops:

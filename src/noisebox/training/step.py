@@ -12,7 +12,7 @@ from torch import nn
 
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
-from noisebox.machine import prepare
+from noisebox.machine import compile_parts, prepare
 from noisebox.models import Model
 from noisebox.structures import Examples
 from noisebox.training.distill import Lesson
@@ -36,8 +36,9 @@ class Trainer:
         if config.distill and teacher:
             model = Lesson(detector, teacher.to(self.accelerator.device), config.distill)
         if config.solver.compile:
-            _check_compiler(self.accelerator.device)
-            model.compile()  # in place, so the names of the weights stay as they are
+            compile_parts(detector, self.accelerator.device)
+            if teacher:
+                compile_parts(teacher, self.accelerator.device)
         self._model, self._optimizer = self.accelerator.prepare(model, optimizer)
         train_mode(detector)
 
@@ -125,18 +126,6 @@ def summed(terms: dict[str, float]) -> float:
     return math.fsum(value for name, value in terms.items() if is_loss(name))
 
 
-def _check_compiler(device: torch.device) -> None:
-    """Raises UserError when torch.compile cannot make code for the device, as where there is no C++ compiler."""
-    try:
-        torch.compile(torch.neg)(torch.ones(2, device=device))
-    except Exception as error:  # each back end fails in its own way
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"solver.compile needs a toolchain that torch.compile can use, and here it failed ({reason}): install a "
-            "C++ compiler such as g++, or leave solver.compile out"
-        ) from None
-
-
 def _accelerator(config: RunConfig) -> Accelerator:
     """Device and precision of the configuration, with the process set up for repeatable results."""
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -146,7 +135,7 @@ def _accelerator(config: RunConfig) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Nothing here reads memory before it is written, and filling it all takes a tenth of a step.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # Accelerate keeps its settings for the whole process; another training in it may have had others.
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = {"fp32": "no"}.get(config.precision, config.precision)

@@ -59,6 +59,10 @@ class DiffusionDet(Detector):
             "quality_head": [parameter for name, parameter in head if ".quality." in name],
         }
 
+    def compiled(self) -> list[nn.Module]:
+        """The head's stages, which are alike, so that one compilation serves all."""
+        return list(self.head.head_series)
+
     def encode(self, batch: Batch) -> Pyramid:
         return Pyramid.of(self.backbone(batch.images, batch.sizes_hw))
 
