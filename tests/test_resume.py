@@ -111,6 +111,8 @@ def test_the_real_detector_ends_at_the_same_bytes_as_well(tmp_path: Path) -> Non
     shutil.copytree(ROOT / "params", tmp_path / "params")
     edit_yaml(tmp_path / "params/experiment.yaml", scale="test")
     edit_yaml(tmp_path / "params/scales/test.yaml", solver__eval_every=3, solver__ema_decay=0.5, solver__accumulate=2)
+    # Six steps of two from eight images, so the images grow before the fifth.
+    edit_yaml(tmp_path / "params/scales/test.yaml", image__resize_schedule=[[1, 48], [2, 64]])
     prepare_dataset("world_test", tmp_path)
     run = tmp_path / "runs/baseline/seed0"
     assert train_in_child(run, work=train_baseline) == 0
