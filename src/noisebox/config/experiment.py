@@ -131,6 +131,9 @@ class ExperimentConfig(Line):
 
     `asked` names the protocols of each lineage: so naming one more lineage is no reason to evaluate another again.
     `ablations` are groups of lineages that differ in one switch, each variant's lineage by the variant's name.
+
+    `searches` are the budget searches that are made, by name, each with the recipe of `scratch` that it tunes; `tuned`
+    are recipes trained from scratch with the best of the search of their own name.
     """
 
     scale: str
@@ -145,6 +148,8 @@ class ExperimentConfig(Line):
     aerial: AerialLine = AerialLine()
     bev: BevLine = BevLine()
     data: list[Literal["detection", "aerial", "bev"]] = ["detection"]
+    searches: dict[str, str] = {}
+    tuned: list[str] = []
 
     @model_validator(mode="after")
     def _every_line_has_data(self) -> Self:
@@ -153,6 +158,21 @@ class ExperimentConfig(Line):
                 raise ValueError(f"data lacks {name!r}, on which {line.recipes[0]!r} trains")
         if self.bev.recipes and set(self.bev.depth_gt) != {"train", "val"}:
             raise ValueError("bev.depth_gt must be [train, val]: training learns from the one, pictures show the other")
+        return self
+
+    @model_validator(mode="after")
+    def _searches_agree(self) -> Self:
+        for name, recipe in self.searches.items():
+            if recipe not in self.scratch:
+                raise ValueError(
+                    f"searches.{name} tunes {recipe!r}, but {what_fits(recipe, self.scratch, 'scratch has')}"
+                )
+        for name in self.tuned:
+            if name not in self.recipes:
+                raise ValueError(f"tuned names {name!r}, but {what_fits(name, self.recipes, 'recipes has')}")
+            if name not in self.searches:
+                fit = what_fits(name, list(self.searches), "searches has")
+                raise ValueError(f"tuned names {name!r}, which takes the best of the search of its name, but {fit}")
         return self
 
     @model_validator(mode="after")
@@ -176,6 +196,9 @@ class ExperimentConfig(Line):
         if "main" not in {name for names in self.asked.values() for name in names}:
             raise ValueError("asked gives no lineage the protocol main, so the main table would be empty")
         return self
+
+    def planned_lineages(self) -> list[str]:
+        return [*super().planned_lineages(), *self.tuned]
 
     def lines(self) -> dict[str, Line]:
         """Every line by its name; the lists of detection stand at the top."""

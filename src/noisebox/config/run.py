@@ -118,6 +118,13 @@ class ScaleConfig(Section):
         return type(self)(**merged(self.model_dump(), self.families.get(family, {})))
 
 
+class FromSearchConfig(Section):
+    """The trial at `rank`, from 1, of the budget search `name`."""
+
+    name: str
+    rank: Positive = 1
+
+
 class RecipeConfig(Section):
     """A file of `params/recipes/`: what the method is."""
 
@@ -128,6 +135,7 @@ class RecipeConfig(Section):
     solver: dict[str, Any] = {}
     finetune: dict[str, Any] = {}
     distill: dict[str, Any] | None = None
+    from_search: FromSearchConfig | None = None
 
 
 class RunConfig(Section):
