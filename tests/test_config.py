@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from noisebox import graph
-from noisebox.config import GuidanceConfig, Sampling, load_experiment, load_scale, resolve, teacher_of
+from noisebox.config import (
+    GuidanceConfig,
+    RunConfig,
+    Sampling,
+    SolverConfig,
+    load_experiment,
+    load_scale,
+    resolve,
+    teacher_of,
+)
 from noisebox.errors import UserError
 from noisebox.experiment import check_experiment
 from noisebox.files import read_yaml
@@ -155,6 +164,93 @@ def test_recipes_own_iterations_win(params: Path) -> None:
     edit_yaml(params / "params/recipes/finetune.yaml", solver__max_iter=500)
     assert resolve("baseline+finetune", 0, "test", params).solver.iterations == 500
     assert resolve("baseline", 0, "test", params).solver.iterations == 6
+
+
+def settings(lineage: str, root: Path, **overrides: object) -> RunConfig:
+    """A lineage at scale `test` with overrides, their dots written `__`."""
+    return resolve(lineage, 0, "test", root, overrides={key.replace("__", "."): overrides[key] for key in overrides})
+
+
+def test_overrides_come_last_and_change_nothing_else(params: Path) -> None:
+    plain = resolve("baseline+finetune", 0, "test", params)
+    assert settings("baseline+finetune", params) == plain
+    other = settings(
+        "baseline+finetune", params, solver__base_lr=0.5, solver__batch_size=6, solver__accumulate=3, precision="bf16",
+        image__eval_short_edge=96, model__num_proposals=5, model__sampler={"nms_threshold": 0.4}, loss__l1_weight=3,
+    )  # fmt: skip
+    assert (other.solver.base_lr, other.precision, other.image.eval_short_edge) == (0.5, "bf16", 96)
+    assert (other.model.num_proposals, other.model.sampler.nms_threshold, other.loss.l1_weight) == (5, 0.4, 3)
+    solver = plain.solver.model_copy(update={"base_lr": 0.5, "batch_size": 6, "accumulate": 3})
+    assert other.solver == solver
+    assert other.model.model_copy(update={"num_proposals": 8, "sampler": plain.model.sampler}) == plain.model
+    taught = settings("baseline+distill_20to1", params, distill__student_steps=2).distill
+    assert (taught.student_steps, taught.teacher_steps) == (2, 20)
+
+
+OVERRIDE_MISTAKES: dict[str, dict[str, object]] = {
+    "override 'solver.base_lrr' does not exist; did you mean 'base_lr'?": {"solver__base_lrr": 1},
+    "override 'model.sampler.nms' does not exist; did you mean": {"model__sampler__nms": 0.5},
+    "override 'solver.base_lr': input should be greater than 0, not -1": {"solver__base_lr": -1},
+    "override 'solver': batch_size 4 must be a multiple of accumulate 3": {
+        "solver__batch_size": 4,
+        "solver__accumulate": 3,
+    },
+    "override 'presicion' does not exist; did you mean 'precision'?": {"presicion": "bf16"},
+    "overrides: precision fp16 needs device cuda; on cpu use bf16 or fp32": {"precision": "fp16"},
+    "override 'precision': input should be 'fp32', 'bf16' or 'fp16', not 'half'": {"precision": "half"},
+    "override 'seed': seed says what a run is, and cannot be overridden": {"seed": 3},
+    "override 'solver' is a section: name one of its keys, as in solver.base_lr": {"solver": 3},
+    "override 'distill.kind': recipe 'baseline' does not distil": {"distill__kind": "consistency"},
+    "override 'solver' has both max_iter and epochs: a training lasts so many": {
+        "solver__max_iter": 3,
+        "solver__epochs": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("sentence", OVERRIDE_MISTAKES)
+def test_mistakes_in_overrides_are_one_sentence(params: Path, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        settings("baseline", params, **OVERRIDE_MISTAKES[sentence])
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_training_lasts_epochs_or_iterations_and_the_last_word_counts(params: Path) -> None:
+    def lasting(lineage: str, **overrides: object) -> tuple[int | None, float | None]:
+        solver = settings(lineage, params, **overrides).solver
+        return solver.max_iter, solver.epochs
+
+    assert lasting("baseline", solver__epochs=2.5) == (None, 2.5)
+    edit_yaml(params / "params/recipes/finetune.yaml", solver={"epochs": 3})
+    assert lasting("baseline+finetune") == (None, 3)
+    assert lasting("baseline+finetune", solver__max_iter=7) == (7, None)
+    scale = params / "params/scales/test.yaml"
+    edit_yaml(scale, solver={"epochs": 4}, finetune={"max_iter": 20}, families__yolc__solver={"max_iter": 9})
+    edit_yaml(params / "params/recipes/finetune.yaml", solver={"length": 0.5})
+    assert (lasting("baseline"), lasting("baseline+finetune"), lasting("yolc")) == ((None, 4), (10, None), (9, None))
+    assert lasting("baseline", solver__length=0.25) == (None, 1)
+    edit_yaml(scale, solver={"epochs": 4, "max_iter": 3})
+    with pytest.raises(UserError, match=r"test.yaml: solver has both max_iter and epochs"):
+        resolve("baseline", 0, "test", params)
+
+
+@given(epochs=st.floats(0.01, 50), images=st.integers(1, 500), batch_size=st.integers(1, 64))
+def test_epochs_are_the_fewest_iterations_that_show_as_many_images(epochs: float, images: int, batch_size: int) -> None:
+    iterations = SolverConfig(batch_size=batch_size).iterations_of(epochs, images)
+    assert (iterations - 1) * batch_size < epochs * images <= iterations * batch_size + 1e-3
+    assert SolverConfig(batch_size=1).iterations_of(0.1, 30) == 3
+
+
+def test_a_recipe_may_need_a_precision_of_its_own(params: Path) -> None:
+    edit_yaml(params / "params/recipes/finetune.yaml", precision="bf16")
+    assert resolve("baseline+finetune", 0, "test", params).precision == "bf16"
+    assert resolve("baseline", 0, "test", params).precision == "fp32"
+    assert settings("baseline+finetune", params, precision="fp32").precision == "fp32"
+    edit_yaml(params / "params/recipes/finetune.yaml", precision="fp16")
+    with pytest.raises(UserError, match=r"finetune.yaml: precision fp16 needs device cuda"):
+        resolve("baseline+finetune", 0, "test", params)
+    assert resolve("baseline+finetune", 0, "gpu", params).precision == "fp16"
 
 
 MISTAKES = {

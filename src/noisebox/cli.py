@@ -188,7 +188,7 @@ def train(lineage: Lineage, seed: Seed = 0) -> None:
         from noisebox.training.loop import train as run_training
 
         run_training(
-            config,
+            task.config,
             Path(graph.run_folder(lineage, seed)),
             task.classes,
             task.batches,

@@ -1,10 +1,12 @@
 """From the files of `params/` to the configuration of one run: lineage × scale.
 
 Precedence, weakest first: the defaults of the sections, the scale file, then each recipe of the lineage from first to
-last for `model` and `loss`; `solver` and `distill` come from the last recipe alone, because they say how this stage
-trains, and its `finetune:` section counts only where the recipe has a parent.
+last for `model` and `loss`; `solver`, `precision` and `distill` come from the last recipe alone, because they say how
+this stage trains, and its `finetune:` section counts only where the recipe has a parent; and overrides, that is dotted
+keys such as `solver.base_lr`, over all.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,26 @@ from noisebox import graph
 from noisebox.config.best import best_of, with_values
 from noisebox.config.experiment import ExperimentConfig
 from noisebox.config.families import SECTIONS, Family, TeacherConfig, sections_of
-from noisebox.config.run import RecipeConfig, RunConfig, ScaleConfig, SolverConfig
-from noisebox.config.section import check_section, merged, which_exist
-from noisebox.errors import UserError
+from noisebox.config.run import (
+    DURATIONS,
+    FP16_ON_CPU,
+    ImageConfig,
+    RecipeConfig,
+    RunConfig,
+    ScaleConfig,
+    SolverConfig,
+    lasting,
+    solver_over,
+)
+from noisebox.config.section import check_overrides, check_section, merged, which_exist
+from noisebox.errors import UserError, what_fits
 from noisebox.files import read_yaml
+
+# Who a run is, and who teaches it, is no setting of it.
+NOT_OVERRIDDEN = ("lineage", "seed", "scale", "family")
+OF_SCALE = ("dataset", "device", "precision", "threads", "workers", "eval_batch_size", "smoke")
+SECTIONS_OF_A_RUN = ("image", "model", "loss", "solver", "smoke", "distill")
+NOT_OVERRIDDEN_WITHIN = ("distill.enable", "distill.teacher", "distill.teacher_seed")
 
 
 def load_experiment(root: Path = Path()) -> ExperimentConfig:
@@ -54,12 +72,20 @@ def load_recipe(name: str, root: Path = Path()) -> RecipeConfig:
 
 
 def resolve(
-    lineage: graph.Lineage | str, seed: int, scale_name: str, root: Path = Path(), *, smoke: bool = False
+    lineage: graph.Lineage | str,
+    seed: int,
+    scale_name: str,
+    root: Path = Path(),
+    *,
+    smoke: bool = False,
+    overrides: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """The configuration of one run; raises UserError naming file, key and what fits.
+    """The configuration of one run; raises UserError naming file, or override, key and what fits.
 
-    A distillation needs a teacher, and what takes the best of a search its results, but for the smoke run.
+    A distillation needs a teacher, and what takes the best of a search its results, but for the smoke run. Where the
+    solver counts in epochs its `max_iter` is null until the task, which knows the dataset, gives it.
     """
+    others = _nested(overrides or {})
     lineage = _parsed(lineage)
     scale = load_scale(scale_name, root)
     recipes = _recipes(lineage, root)
@@ -80,7 +106,8 @@ def resolve(
         check_section(sections.loss, loss, recipe_path, "loss")
         if part != last.family:
             model = _sized(model, scale, part, sections, scale_path)
-    sized = scale.of(last.family)
+    sized = _as_asked(scale.of(last.family), last, others, path)
+    solver = _solver(sized, last, lineage, path, scale_path, others.get("solver", {}))
     return RunConfig(
         lineage=lineage.name,
         seed=seed,
@@ -92,12 +119,12 @@ def resolve(
         threads=sized.threads,
         workers=sized.workers,
         eval_batch_size=sized.eval_batch_size,
-        image=sized.image,
-        model=sections.model(**model),
-        loss=sections.loss(**loss),
-        solver=_solver(sized, last, lineage, path, scale_path),
+        image=_image(sized, solver, others.get("image", {})),
+        model=check_overrides(sections.model, merged(model, others.get("model", {})), "model"),
+        loss=check_overrides(sections.loss, merged(loss, others.get("loss", {})), "loss"),
+        solver=solver,
         smoke=sized.smoke,
-        distill=_distill(last, sections, path),
+        distill=_distill(last, sections, path, others.get("distill")),
     )
 
 
@@ -127,14 +154,38 @@ def teacher_of(lineage: graph.Lineage | str, seed: int, root: Path = Path()) -> 
     return graph.checkpoint(teacher.name, seed if distill.teacher_seed is None else distill.teacher_seed)
 
 
-def _distill(recipe: RecipeConfig, sections: Family, path: Path) -> TeacherConfig | None:
-    """How a recipe distils, None where it does not."""
-    if recipe.distill is None:
+def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"solver.base_lr": 1}` as `{"solver": {"base_lr": 1}}`; raises UserError at a key that no run has."""
+    nested: dict[str, Any] = {}
+    known = [key for key in RunConfig.model_fields if key not in NOT_OVERRIDDEN]
+    for dotted, value in overrides.items():
+        first, *others = dotted.split(".")
+        if first in NOT_OVERRIDDEN or dotted in NOT_OVERRIDDEN_WITHIN:
+            raise UserError(f"override {dotted!r}: {first} says what a run is, and cannot be overridden")
+        if first not in known:
+            raise UserError(f"override {dotted!r} does not exist; {what_fits(first, known, 'known keys')}")
+        for key in reversed(others):
+            value = {key: value}
+        if first in SECTIONS_OF_A_RUN and not isinstance(value, dict):
+            raise UserError(f"override {dotted!r} is a section: name one of its keys, as in solver.base_lr")
+        nested = merged(nested, {first: value})
+    return nested
+
+
+def _distill(
+    recipe: RecipeConfig, sections: Family, path: Path, others: dict[str, Any] | None = None
+) -> TeacherConfig | None:
+    """How a recipe distils, None where it does not; `others` overrides it."""
+    distill = None
+    if recipe.distill is not None:
+        if sections.distill is None:
+            raise UserError(f"{path}: family {recipe.family!r} cannot be distilled: take distill out")
+        distill = check_section(sections.distill, recipe.distill, path, "distill")
+    if distill is None or not distill.enable:
+        if others:
+            raise UserError(f"override 'distill.{next(iter(others))}': recipe {path.stem!r} does not distil")
         return None
-    if sections.distill is None:
-        raise UserError(f"{path}: family {recipe.family!r} cannot be distilled: take distill out")
-    distill = check_section(sections.distill, recipe.distill, path, "distill")
-    return distill if distill.enable else None
+    return check_overrides(type(distill), merged(distill.model_dump(), others or {}), "distill")
 
 
 def _sized(model: dict[str, Any], scale: ScaleConfig, name: str, sections: Family, path: Path) -> dict[str, Any]:
@@ -176,19 +227,60 @@ def _parsed(lineage: graph.Lineage | str) -> graph.Lineage:
     return graph.Lineage.parse(lineage) if isinstance(lineage, str) else lineage
 
 
+def _as_asked(scale: ScaleConfig, recipe: RecipeConfig, others: dict[str, Any], path: Path) -> ScaleConfig:
+    """The scale with the recipe's precision, and with what overrides say of its own keys."""
+    own = {key: others[key] for key in OF_SCALE if key in others}
+    if recipe.precision and "precision" not in own:
+        if recipe.precision == "fp16" and own.get("device", scale.device) == "cpu":
+            raise UserError(f"{path}: {FP16_ON_CPU}")
+        own["precision"] = recipe.precision
+    return check_overrides(ScaleConfig, merged(scale.model_dump(), own))
+
+
 def _solver(
-    scale: ScaleConfig, recipe: RecipeConfig, lineage: graph.Lineage, path: Path, scale_path: Path
+    scale: ScaleConfig,
+    recipe: RecipeConfig,
+    lineage: graph.Lineage,
+    path: Path,
+    scale_path: Path,
+    others: dict[str, Any],
 ) -> SolverConfig:
-    check_section(SolverConfig, scale.solver, scale_path, "solver")
-    check_section(SolverConfig, scale.finetune, scale_path, "finetune")
-    if "max_iter" not in scale.solver:
-        raise UserError(f"{scale_path}: solver.max_iter is missing; give the iterations of a training from scratch")
-    check_section(SolverConfig, recipe.solver, path, "solver")
-    check_section(SolverConfig, recipe.finetune, path, "finetune")
+    for values, section, file in (
+        (scale.solver, "solver", scale_path),
+        (scale.finetune, "finetune", scale_path),
+        (recipe.solver, "solver", path),
+        (recipe.finetune, "finetune", path),
+    ):
+        check_section(SolverConfig, values, file, section)
+        _one_duration(values, f"{file}: {section}")
+    _one_duration(others, "override 'solver'")
+    if not lasting(scale.solver):
+        raise UserError(
+            f"{scale_path}: solver.max_iter is missing; give the iterations, or epochs, of a training from scratch"
+        )
     given, own = scale.solver, recipe.solver
     if lineage.parent:
-        given, own = merged(given, scale.finetune), merged(own, recipe.finetune)
-    solver = check_section(SolverConfig, merged({**given, "max_iter": None}, own), path, "solver")
-    length = scale.lengths.get(lineage.name, solver.length)
-    iterations = solver.max_iter or max(1, round(given["max_iter"] * length))
+        given, own = solver_over(given, scale.finetune), solver_over(own, recipe.finetune)
+    check_section(SolverConfig, merged({**given, **dict.fromkeys(DURATIONS)}, own), path, "solver")
+    own = solver_over(own, others)
+    solver = check_overrides(SolverConfig, merged({**given, **dict.fromkeys(DURATIONS)}, own), "solver")
+    length = solver.length if "length" in others else scale.lengths.get(lineage.name, solver.length)
+    if lasting(own):
+        return solver.model_copy(update={"length": length})
+    if given.get("epochs"):
+        return solver.model_copy(update={"epochs": given["epochs"] * length, "length": length})
+    iterations = max(1, round(given["max_iter"] * length))
     return solver.model_copy(update={"max_iter": iterations, "length": length})
+
+
+def _one_duration(solver: dict[str, Any], where: str) -> None:
+    if len(lasting(solver)) > 1:
+        raise UserError(f"{where} has both max_iter and epochs: a training lasts so many iterations or so many epochs")
+
+
+def _image(scale: ScaleConfig, solver: SolverConfig, others: dict[str, Any]) -> ImageConfig:
+    """How images are shown; a training that is to overfit shows them as they are evaluated."""
+    image = check_overrides(ImageConfig, merged(scale.image.model_dump(), others), "image")
+    if not solver.overfit:
+        return image
+    return image.model_copy(update={"train_short_edges": [image.eval_short_edge], "flip": 0.0})

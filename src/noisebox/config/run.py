@@ -1,5 +1,6 @@
 """The sections that every training has, whatever its family: solver, images, scale, recipe, and the resolved run."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -8,9 +9,19 @@ from noisebox import graph
 from noisebox.config.families import sections_of
 from noisebox.config.section import AboveZero, Count, Fraction, NotNegative, Positive, Section, merged
 
+Precision = Literal["fp32", "bf16", "fp16"]
+DURATIONS = ("max_iter", "epochs")  # keys of a solver, of which one holds
+FP16_ON_CPU = "precision fp16 needs device cuda; on cpu use bf16 or fp32"
+
 
 class SolverConfig(Section):
-    """How a stage trains: `max_iter` is, if null, the scale's times `length`; the rate is `base_lr` × `lr_factor`."""
+    """How a stage trains: for `max_iter` iterations or, in their place, `epochs` passes over the images; if both are
+    null, for the scale's times `length`. The rate is `base_lr` × `lr_factor`.
+
+    `subset_size` trains on so many images, drawn by `subset_seed` whatever the train seed; smaller subsets lie in
+    larger ones. `overfit` trains on the first ones instead, in their order and as they are evaluated, and evaluates on
+    them.
+    """
 
     base_lr: AboveZero = 2.5e-5
     lr_factor: AboveZero = 1.0
@@ -20,6 +31,7 @@ class SolverConfig(Section):
     quality_head_multiplier: AboveZero = 1.0
     clip_norm: NotNegative = 1.0
     max_iter: Positive | None = None
+    epochs: AboveZero | None = None
     length: AboveZero = 1.0
     warmup_iters: Count = 0
     warmup_factor: Fraction = 0.01
@@ -31,6 +43,9 @@ class SolverConfig(Section):
     log_every: Positive = 20
     checkpoint_every: Positive = 1000
     eval_every: Count = 0
+    subset_size: Positive | None = None
+    subset_seed: Count = 0
+    overfit: bool = False
 
     @property
     def iterations(self) -> int:
@@ -38,6 +53,10 @@ class SolverConfig(Section):
         if self.max_iter is None:
             raise ValueError("the configuration is not resolved")
         return self.max_iter
+
+    def iterations_of(self, epochs: float, images: int) -> int:
+        """The optimiser steps that show each of so many images `epochs` times."""
+        return math.ceil(round(epochs * images / self.batch_size, 6))  # 0.1 × 30 is a little more than 3
 
     @property
     def lr(self) -> float:
@@ -49,6 +68,17 @@ class SolverConfig(Section):
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
         return self
+
+
+def lasting(solver: dict[str, Any]) -> list[str]:
+    """The keys by which a section says how long to train."""
+    return [key for key in DURATIONS if solver.get(key) is not None]
+
+
+def solver_over(solver: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """`solver` with the keys of `others`; one that says how long to train stands for those of `solver` that do."""
+    kept = {key: value for key, value in solver.items() if not (key in DURATIONS and lasting(others))}
+    return merged(kept, others)
 
 
 class ImageConfig(Section):
@@ -88,7 +118,7 @@ class ScaleConfig(Section):
 
     dataset: str
     device: Literal["cpu", "cuda"] = "cpu"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     threads: Positive = 1
     workers: Count = 0
     eval_batch_size: Positive = 8
@@ -105,7 +135,7 @@ class ScaleConfig(Section):
     @model_validator(mode="after")
     def _half_precision_needs_gpu(self) -> "ScaleConfig":
         if self.precision == "fp16" and self.device == "cpu":
-            raise ValueError("precision fp16 needs device cuda; on cpu use bf16 or fp32")
+            raise ValueError(FP16_ON_CPU)
         return self
 
     def dataset_of(self, line: str) -> str:
@@ -115,7 +145,9 @@ class ScaleConfig(Section):
 
     def of(self, family: str) -> "ScaleConfig":
         """The scale as a family has it."""
-        return type(self)(**merged(self.model_dump(), self.families.get(family, {})))
+        own, other = self.model_dump(), self.families.get(family, {})
+        solvers = {key: solver_over(own[key], other.get(key, {})) for key in ("solver", "finetune")}
+        return type(self)(**{**merged(own, other), **solvers})
 
 
 class FromSearchConfig(Section):
@@ -126,7 +158,7 @@ class FromSearchConfig(Section):
 
 
 class RecipeConfig(Section):
-    """A file of `params/recipes/`: what the method is."""
+    """A file of `params/recipes/`: what the method is; `precision` where it needs another than the scale's."""
 
     description: Annotated[str, Field(min_length=1)]
     family: str = "diffusiondet"
@@ -134,6 +166,7 @@ class RecipeConfig(Section):
     loss: dict[str, Any] = {}
     solver: dict[str, Any] = {}
     finetune: dict[str, Any] = {}
+    precision: Precision | None = None
     distill: dict[str, Any] | None = None
     from_search: FromSearchConfig | None = None
 
@@ -147,7 +180,7 @@ class RunConfig(Section):
     family: str
     dataset: str
     device: Literal["cpu", "cuda"]
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     threads: int
     workers: int
     eval_batch_size: int

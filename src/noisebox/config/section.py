@@ -31,25 +31,44 @@ def check_section(section: type[SectionT], values: dict[str, Any], path: Path, w
     try:
         return section(**values)
     except ValidationError as error:
-        raise UserError(f"{path}: {_describe(section, error, within)}") from None
+        key, complaint = _describe(section, error, within)
+        if complaint.startswith(ABOUT_KEYS):
+            raise UserError(f"{path}: key {key!r} {complaint}") from None
+        raise UserError(f"{path}: {key + ': ' if key else ''}{complaint}") from None
     except TypeError:
         raise UserError(f"{path}: the keys{' of ' + within if within else ''} must be words") from None
 
 
-def _describe(section: type[BaseModel], error: ValidationError, within: str) -> str:
-    """The first complaint of pydantic, in our words: key, what is wrong, what fits."""
+def check_overrides(section: type[SectionT], values: dict[str, Any], within: str = "") -> SectionT:
+    """`values` as a `section`, after overrides of it that a user gave; `values` were sound without them.
+
+    Raises UserError naming the override and what fits.
+    """
+    try:
+        return section(**values)
+    except ValidationError as error:
+        key, complaint = _describe(section, error, within)
+        named = f"override {key!r}" if key else "overrides"
+        raise UserError(f"{named}{' ' if complaint.startswith(ABOUT_KEYS) else ': '}{complaint}") from None
+
+
+ABOUT_KEYS = ("does not exist", "is missing")
+
+
+def _describe(section: type[BaseModel], error: ValidationError, within: str) -> tuple[str, str]:
+    """The first complaint of pydantic, in our words: the key; what is wrong, and what fits."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(filter(None, [within, *location]))
     if first["type"] == "extra_forbidden":
         known = _keys(section, location[:-1])
-        return f"key {key!r} does not exist; {what_fits(location[-1], known, 'known keys')}"
+        return key, f"{ABOUT_KEYS[0]}; {what_fits(location[-1], known, 'known keys')}"
     if first["type"] == "missing":
-        return f"key {key!r} is missing"
+        return key, ABOUT_KEYS[1]
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     shown = f", not {given!r}" if first["type"] != "value_error" and not isinstance(given, dict) else ""
-    return f"{key + ': ' if key else ''}{message[0].lower() + message[1:]}{shown}"
+    return key, f"{message[0].lower() + message[1:]}{shown}"
 
 
 def _keys(section: type[BaseModel], location: list[str]) -> list[str]:

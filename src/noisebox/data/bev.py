@@ -6,7 +6,8 @@ the image's stem, depth in graph.depth_folder(split).
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -35,6 +36,14 @@ class BevSplit:
     frames: tuple[Frame, ...]
     labels: tuple[Path, ...]
     view: "BevView"
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def only(self, places: Sequence[int]) -> "BevSplit":
+        """The frames at these places alone, with ids anew."""
+        frames = tuple(self.frames[place] for place in places)
+        return replace(self, frames=frames, labels=tuple(self.labels[place] for place in places))
 
     def intrinsics(self, k: int) -> NDArray[np.float32]:
         """(3, 3) of frame k, in pixels of the stretched image."""

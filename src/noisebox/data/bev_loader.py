@@ -11,7 +11,7 @@ from noisebox import graph
 from noisebox.config import RunConfig
 from noisebox.data.bev import BevSplit
 from noisebox.data.depth import read_depth
-from noisebox.data.stream import made_ahead, shuffled
+from noisebox.data.stream import made_ahead, places_of
 from noisebox.errors import UserError
 from noisebox.randomness import numpy_generator
 from noisebox.structures import BevBatch
@@ -88,7 +88,7 @@ class TrainingBevBatches:
 
     def __getitem__(self, step: int) -> BevBatch:
         config = self.config
-        places = shuffled(config.seed, step, config.solver.batch_size, len(self.samples.split.frames))
+        places = places_of(config, step, len(self.samples.split))
         flips = (numpy_generator(config.seed, "augment", step, k).random() < config.image.flip for k in places)
         shown = [mirrored(self.samples[k]) if flip else self.samples[k] for k, flip in zip(places, flips, strict=True)]
         return batch_of(shown, places)

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -53,6 +53,13 @@ class CocoSplit:
     category_ids: tuple[int, ...]
     images: tuple[ImageRecord, ...]
     annotation_file: Path
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def only(self, places: Sequence[int]) -> "CocoSplit":
+        """The images at these places alone."""
+        return replace(self, images=tuple(self.images[place] for place in places))
 
     def objects_per_class(self) -> dict[str, int]:
         """How many objects, crowds aside, each class has."""

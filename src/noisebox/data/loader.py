@@ -8,7 +8,7 @@ from torch import Tensor
 
 from noisebox.config import RunConfig
 from noisebox.data.coco import CocoSplit, ImageRecord, read_image
-from noisebox.data.stream import made_ahead, shuffled
+from noisebox.data.stream import made_ahead, places_of
 from noisebox.data.transforms import View, evaluation_view, show, training_view
 from noisebox.errors import UserError
 from noisebox.structures import Batch, Targets
@@ -48,9 +48,7 @@ class TrainingBatches:
 
     def _records(self, step: int) -> list[ImageRecord]:
         """The images of the whole batch."""
-        config = self.config
-        places = shuffled(config.seed, step, config.solver.batch_size, len(self.split.images))
-        return [self.split.images[place] for place in places]
+        return [self.split.images[place] for place in places_of(self.config, step, len(self.split))]
 
 
 class EvaluationBatches:

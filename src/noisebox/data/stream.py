@@ -9,17 +9,22 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.randomness import numpy_generator
 
 Made = TypeVar("Made", covariant=True)
 
 
-def shuffled(seed: int, step: int, batch_size: int, count: int) -> list[int]:
+def places_of(config: RunConfig, step: int, count: int) -> list[int]:
     """The places of a training step's batch in a split of `count` images: the step's share of one endless stream, epoch
-    after epoch, each a permutation drawn by the key (seed, "order", epoch)."""
-    places = (divmod(place, count) for place in range(step * batch_size, (step + 1) * batch_size))
-    return [int(_order(seed, epoch, count)[place]) for epoch, place in places]
+    after epoch, each a permutation drawn by the key (seed, "order", epoch), or the split's own order where the training
+    is to overfit."""
+    size = config.solver.batch_size
+    places = (divmod(place, count) for place in range(step * size, (step + 1) * size))
+    if config.solver.overfit:
+        return [place for _, place in places]
+    return [int(_order(config.seed, epoch, count)[place]) for epoch, place in places]
 
 
 @lru_cache(maxsize=4)

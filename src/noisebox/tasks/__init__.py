@@ -3,12 +3,14 @@
 Opening a task reads its dataset's description and imports no torch, so that a mistake is told at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from noisebox.config import ExperimentConfig, RunConfig
+from noisebox.errors import UserError
+from noisebox.randomness import numpy_generator
 
 if TYPE_CHECKING:
     from noisebox.structures import Examples
@@ -30,6 +32,8 @@ EVALUATIONS = {
 class Task(Protocol):
     """A dataset opened for one run's configuration, with what is done on it."""
 
+    config: RunConfig  # with what only the dataset can tell, see `settled`
+    images: int  # trained on, in an epoch
     metric: str  # what validation measures, as metrics.csv names it; higher is better
     classes: tuple[str, ...]
     data_hash: str
@@ -42,6 +46,41 @@ class Task(Protocol):
 
     def validate(self, model: Any) -> float:
         """A model's metric on the validation split, in the cheapest way that the task knows."""
+
+
+class Split(Protocol):
+    """Images in an order."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def only(self, places: Sequence[int]) -> Self:
+        """The images at these places alone."""
+
+
+SplitT = TypeVar("SplitT", bound=Split)
+
+
+def trained_on(split: SplitT, config: RunConfig) -> SplitT:
+    """What of a training split the solver asks for; raises UserError when it has not so many images."""
+    solver, count = config.solver, len(split)
+    if solver.subset_size is None:
+        return split
+    if solver.subset_size > count:
+        raise UserError(f"solver.subset_size {solver.subset_size} is more than {split.name} has: {count} images")
+    order = range(count) if solver.overfit else numpy_generator(solver.subset_seed, "subset").permutation(count)
+    return split.only(sorted(int(place) for place in order[: solver.subset_size]))
+
+
+def settled(config: RunConfig, images: int) -> RunConfig:
+    """The configuration with the iterations that its epochs take over so many images."""
+    solver = config.solver
+    if solver.max_iter is not None or solver.epochs is None:
+        return config
+    iterations = solver.iterations_of(solver.epochs, images)
+    return config.model_copy(update={"solver": solver.model_copy(update={"max_iter": iterations})})
 
 
 def open_task(config: RunConfig) -> Task:

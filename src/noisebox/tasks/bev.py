@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from noisebox import graph
 from noisebox.config import RunConfig, Sampling
 from noisebox.data.catalog import open_split, read_manifest
+from noisebox.tasks import settled, trained_on
 
 if TYPE_CHECKING:
     from noisebox.structures import BevBatch
@@ -17,12 +18,14 @@ class BevTask:
     metric = "mIoU"
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.train, self.val = (
-            open_split(config.dataset, split, manifest_file=graph.data_manifest("bev")) for split in ("train", "val")
-        )
+        manifest = graph.data_manifest("bev")
+        train, val = (open_split(config.dataset, split, manifest_file=manifest) for split in ("train", "val"))
+        self.train = trained_on(train, config)
+        self.val = self.train if config.solver.overfit else val
+        self.images = len(self.train)
+        self.config = settled(config, self.images)
         self.classes = self.train.classes
-        self.data_hash: str = read_manifest(manifest_file=graph.data_manifest("bev"))["hash"]
+        self.data_hash: str = read_manifest(manifest_file=manifest)["hash"]
 
     def batch(self, step: int) -> "BevBatch":
         from noisebox.data.bev_loader import TrainingBevBatches

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from noisebox import graph
 from noisebox.config import RunConfig, Sampling
 from noisebox.data.catalog import open_split, read_manifest
+from noisebox.tasks import settled, trained_on
 
 if TYPE_CHECKING:
     from noisebox.structures import Batch
@@ -17,10 +18,12 @@ class DetectionTask:
     metric = "AP"
 
     def __init__(self, config: RunConfig) -> None:
-        self.config = config
         manifest = graph.data_manifest(graph.line_of(config.family))
-        self.train = open_split(config.dataset, "train", manifest_file=manifest)
-        self.val = open_split(config.dataset, "val", manifest_file=manifest)
+        train, val = (open_split(config.dataset, split, manifest_file=manifest) for split in ("train", "val"))
+        self.train = trained_on(train, config)
+        self.val = self.train if config.solver.overfit else val
+        self.images = len(self.train)
+        self.config = settled(config, self.images)
         self.classes = self.train.classes
         self.data_hash: str = read_manifest(manifest_file=manifest)["hash"]
 
