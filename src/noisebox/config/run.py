@@ -158,7 +158,8 @@ class FromSearchConfig(Section):
 
 
 class RecipeConfig(Section):
-    """A file of `params/recipes/`: what the method is; `precision` where it needs another than the scale's."""
+    """A file of `params/recipes/`: what the method is; `precision` where it needs another than the scale's. With
+    `from_search`, the values that a search found best stand in place of its own."""
 
     description: Annotated[str, Field(min_length=1)]
     family: str = "diffusiondet"

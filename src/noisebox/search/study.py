@@ -59,9 +59,10 @@ class Study:
                     known = {key: self.ranges[key].in_optuna(value) for key, value in (values or {}).items()}
                     self._study.enqueue_trial(known, user_attrs={} if values is None else {"values": values})
             except (StorageInternalError, DatabaseError) as error:
+                cause = " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())
                 raise UserError(
-                    f"{self.folder / STUDY} cannot be used ({' '.join(str(error.__cause__ or error).split())[:200]}); "
-                    f"mend that, or delete {self.folder} and search again"
+                    f"{self.folder / STUDY} cannot be used ({cause}); mend that, or delete {self.folder} "
+                    "and search again"
                 ) from None
 
     def _open(self) -> None:

@@ -20,22 +20,27 @@ class ProgressTable:
     def told(self, trial: Trial) -> None:
         values = "  ".join(f"{key} {cell_of(value)}" for key, value in trial.values.items())
         line = Text(f"trial {trial.number}  ").append(trial.status, COLOURS[trial.status])
-        line.append(f"  metric {_number(trial.metric)}  loss {_number(trial.loss)}  {trial.seconds:.0f} s  {values}")
+        line.append(f"  metric {_metric(trial)}  loss {_loss(trial)}  {trial.seconds:.0f} s  {values}")
         self.console.print(line.append(f"  {trial.reason}" if trial.reason else ""), soft_wrap=True)
 
     def finish(self, trials: Sequence[Trial]) -> None:
         shown = Table()
-        for title in ("rank", "trial", "status", "metric", "loss", "seconds", *self.keys):
+        keys = [key.replace(".", ".\n", 1) for key in self.keys]
+        for title in ("rank", "trial", "status", "metric", "loss", "seconds", *keys):
             shown.add_column(title, justify="left" if title == "status" else "right", overflow="fold")
         best = ranked(trials)
         for rank, trial in enumerate([*best, *(trial for trial in trials if trial not in best)], start=1):
             place = str(rank) if rank <= len(best) else ""
             values = [cell_of(trial.values[key]) if key in trial.values else "" for key in self.keys]
-            numbers = [_number(trial.metric), _number(trial.loss), f"{trial.seconds:.0f}"]
+            numbers = [_metric(trial), _loss(trial), f"{trial.seconds:.0f}"]
             cells = [Text(cell) for cell in (*numbers, *values)]
             shown.add_row(place, str(trial.number), Text(trial.status, COLOURS[trial.status]), *cells)
         self.console.print(shown)
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+def _metric(trial: Trial) -> str:
+    return "–" if trial.metric is None else f"{trial.metric:.2f}"
+
+
+def _loss(trial: Trial) -> str:
+    return "–" if trial.loss is None else f"{trial.loss:.4g}"
