@@ -72,7 +72,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"trials": None, "space": SPACE}, "space and count go together"),
         ({"trials": None, "space": {"solver.base_lr": {}}, "count": 3}, "give one of uniform, log_uniform, choice"),
         ({"trials": None, "space": {"solver.base_lr": {"log_uniform": [0, 1]}}, "count": 3}, "must be above 0"),
-        ({"trials": None, "space": {"solver.base_lr": {"uniform": [2, 1]}}, "count": 3}, "must be below the upper end 1"),
+        ({"trials": None, "space": {"solver.base_lr": {"uniform": [2, 1]}}, "count": 3}, "below the upper end 1"),
         ({"trials": None, "space": {"solver.base_lr": {"uniform": [-1, 1]}}, "count": 3}, "override 'solver.base_lr'"),
         ({"trials": None, "space": {"model.width": {"choice": [4, "wide"]}}, "count": 3}, "override 'model.width'"),
         ({"pruning": {}}, "give successive_halving or early_stop_threshold"),
@@ -267,11 +267,11 @@ def test_killed_again_and_again_it_ends_at_the_same_rows(
     write_search(other, pruning=HALVING)
     kills = 0
     while not (other / "operations").exists():
-        process = started(other, path, count // 6 + kills)
+        process = started(other, path, count // 3 + 17 * kills)
         process.join()
         kills += process.exitcode == -signal.SIGKILL
-        assert kills < 40
-    assert kills >= 4 and rows(other) == rows(project)
+        assert kills < 20
+    assert kills >= 3 and rows(other) == rows(project)
 
 
 def test_several_processes_share_the_trials_and_change_nothing(
@@ -283,10 +283,10 @@ def test_several_processes_share_the_trials_and_change_nothing(
     write_search(other, pruning=HALVING)
     killed = started(other, path, 100)
     killed.join()
-    sharing = [started(other, path) for _ in range(3)]
+    sharing = [started(other, path) for _ in range(2)]
     for process in sharing:
         process.join()
-    assert [process.exitcode for process in (killed, *sharing)] == [-signal.SIGKILL, 0, 0, 0]
+    assert [process.exitcode for process in (killed, *sharing)] == [-signal.SIGKILL, 0, 0]
     assert rows(other) == rows(project)
 
 
