@@ -74,8 +74,8 @@ rule all:
         graph.report_outputs(),
         EVALUATIONS,
         [graph.smoke_tsv(recipe) for recipe in EXPERIMENT.every("recipes")],
-        [graph.search_csv(name) for name in EXPERIMENT.searches],
-        [graph.search_report_outputs(name) for name in EXPERIMENT.searches],
+        [graph.search_csv(name) for name in EXPERIMENT.every_search()],
+        [graph.search_report_outputs(name) for name in EXPERIMENT.every_search()],
 
 
 onsuccess:

@@ -60,10 +60,12 @@ def small_experiment() -> dict[str, Any]:
         "bev__parents": {"diffbev": []},
         "bev__depth_gt": [],
         "bev__lineages": [],
+        "bev__searches": {},
         "aerial__recipes": [],
         "aerial__scratch": [],
         "aerial__parents": {"yolc_finetune": [], "yolc_kd": []},
         "aerial__lineages": [],
+        "aerial__searches": {},
     }
 
 

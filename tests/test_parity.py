@@ -78,8 +78,8 @@ def test_the_whole_experiment_is_the_same_in_both(project: Path) -> None:
         *(f"noisebox smoke {recipe}" for recipe in experiment.every("recipes")),
         *commands("train", planned, experiment),
         *commands("evaluate", experiment.every("lineages"), experiment),
-        *(f"noisebox search params/searches/{search}.yaml" for search in experiment.searches),
-        *(f"noisebox report --search {search}" for search in experiment.searches),
+        *(f"noisebox search params/searches/{search}.yaml" for search in experiment.every_search()),
+        *(f"noisebox report --search {search}" for search in experiment.every_search()),
         "noisebox report",
     }
 
@@ -136,8 +136,9 @@ def test_a_named_teacher_is_a_dependency(project: Path, named: dict[str, object]
 
 def test_a_search_and_what_takes_its_best_are_stages(project: Path) -> None:
     """A recipe of `tuned` waits for the search of its name, and what goes on from it for nothing more."""
-    searched = project / "params/searches/faster.yaml"
-    shutil.copy(ROOT / "params/searches/baseline_rate.yaml", searched)
+    search = {"description": "which rate", "lineage": "baseline", "budget": {"iters": 2}}
+    search["trials"] = [{"solver.base_lr": rate} for rate in (1e-3, 1e-2)]
+    (project / "params/searches/faster.yaml").write_text(yaml.safe_dump(search))
     recipe = {"description": "takes the best", "from_search": {"name": "faster"}}
     (project / "params/recipes/faster.yaml").write_text(yaml.safe_dump(recipe))
     lineages = ["baseline", "faster", "faster+finetune"]
@@ -165,16 +166,18 @@ def test_a_search_and_what_takes_its_best_are_stages(project: Path) -> None:
         ({"tuned": ["faster"]}, "tuned names 'faster', but recipes has: baseline, finetune"),
         (
             {
-                "searches": {"baseline_rate": "baseline"},
-                "tuned": ["baseline_rate"],
-                "recipes": ["baseline", "finetune", "baseline_rate"],
+                "searches": {"plain": "baseline"},
+                "tuned": ["plain"],
+                "recipes": ["baseline", "finetune", "plain"],
             },
-            "from_search.name must be 'baseline_rate'",
+            "from_search.name must be 'plain'",
         ),
     ],
 )
 def test_searches_that_do_not_agree_are_told(project: Path, changes: dict[str, object], sentence: str) -> None:
-    (project / "params/recipes/baseline_rate.yaml").write_text("description: takes nothing\n")
+    (project / "params/recipes/plain.yaml").write_text("description: takes nothing\n")
+    search = {"description": "nothing", "lineage": "baseline", "budget": {"iters": 2}, "trials": [{}]}
+    (project / "params/searches/plain.yaml").write_text(yaml.safe_dump(search))
     edit_yaml(project / "params/experiment.yaml", **changes)
     with pytest.raises(UserError, match=re.escape(sentence)):
         check_experiment(load_experiment(project), project)

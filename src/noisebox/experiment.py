@@ -38,14 +38,14 @@ def _resolved(lineage: str, experiment: ExperimentConfig, root: Path) -> RunConf
     """The configuration of a lineage, without what it takes of a search that is still to be made."""
     recipes = [load_recipe(part, root) for part in graph.Lineage.parse(lineage).parts]
     taken = [recipe.from_search.name for recipe in recipes if recipe.from_search]
-    waits = any(name in experiment.searches and not (root / graph.search_csv(name)).exists() for name in taken)
+    waits = any(name in experiment.every_search() and not (root / graph.search_csv(name)).exists() for name in taken)
     if waits:
         teacher_of(lineage, 0, root)
     return resolve(lineage, 0, experiment.scale, root, smoke=waits)
 
 
 def _check_searches(experiment: ExperimentConfig, root: Path) -> None:
-    for name, recipe in experiment.searches.items():
+    for name, recipe in experiment.every_search().items():
         search, path = Search(Path(graph.search_file(name)), experiment.scale, root), root / graph.search_file(name)
         if search.config.lineage != recipe:
             raise UserError(

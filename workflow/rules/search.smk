@@ -3,7 +3,7 @@
 
 def search_inputs(wildcards):
     """What depends on the recipe that is tuned, and its family."""
-    recipe = EXPERIMENT.searches[wildcards.search]
+    recipe = EXPERIMENT.every_search()[wildcards.search]
     family = load_recipe(recipe).family
     return {
         "recipe": graph.recipe_file(recipe),
@@ -21,7 +21,7 @@ rule search:
         search=graph.search_file("{search}"),
         scale=graph.scale_file(EXPERIMENT.scale),
     wildcard_constraints:
-        search="|".join(EXPERIMENT.searches) or "(?!)",
+        search="|".join(EXPERIMENT.every_search()) or "(?!)",
     output:
         graph.search_csv("{search}"),
     params:
@@ -47,7 +47,7 @@ rule search_report:
         search=graph.search_file("{search}"),
         code=graph.code_files("report"),
     wildcard_constraints:
-        search="|".join(EXPERIMENT.searches) or "(?!)",
+        search="|".join(EXPERIMENT.every_search()) or "(?!)",
     output:
         graph.search_report_outputs("{search}"),
     log:

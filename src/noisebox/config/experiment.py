@@ -63,12 +63,14 @@ class ProtocolsConfig(Section):
 
 class Line(Section):
     """What is made of one line of research: `recipes` are in use and smoke-tested; `scratch` are those trained from
-    scratch, `parents` says what each of the others goes on from; `lineages` are evaluated and reported."""
+    scratch, `parents` says what each of the others goes on from; `lineages` are evaluated and reported. `searches` are
+    the budget searches by name, each with the recipe of `scratch` that it tunes."""
 
     recipes: list[str] = []
     scratch: list[str] = []
     parents: dict[str, list[str]] = {}
     lineages: list[str] = []
+    searches: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _lineages_are_planned(self) -> Self:
@@ -95,6 +97,14 @@ class Line(Section):
             for name in names:
                 if name not in self.recipes:
                     raise ValueError(f"{place} names {name!r}, but {what_fits(name, self.recipes, 'recipes has')}")
+        return self
+
+    @model_validator(mode="after")
+    def _searches_tune_what_is_trained(self) -> Self:
+        for name, recipe in self.searches.items():
+            if recipe not in self.scratch:
+                fit = what_fits(recipe, self.scratch, "scratch has")
+                raise ValueError(f"searches.{name} tunes {recipe!r}, but {fit}")
         return self
 
     def planned_lineages(self) -> list[str]:
@@ -132,8 +142,7 @@ class ExperimentConfig(Line):
     `asked` names the protocols of each lineage: so naming one more lineage is no reason to evaluate another again.
     `ablations` are groups of lineages that differ in one switch, each variant's lineage by the variant's name.
 
-    `searches` are the budget searches that are made, by name, each with the recipe of `scratch` that it tunes; `tuned`
-    are recipes trained from scratch with the best of the search of their own name.
+    `tuned` are recipes trained from scratch with the best of the search of their own name.
     """
 
     scale: str
@@ -148,7 +157,6 @@ class ExperimentConfig(Line):
     aerial: AerialLine = AerialLine()
     bev: BevLine = BevLine()
     data: list[Literal["detection", "aerial", "bev"]] = ["detection"]
-    searches: dict[str, str] = {}
     tuned: list[str] = []
 
     @model_validator(mode="after")
@@ -161,12 +169,7 @@ class ExperimentConfig(Line):
         return self
 
     @model_validator(mode="after")
-    def _searches_agree(self) -> Self:
-        for name, recipe in self.searches.items():
-            if recipe not in self.scratch:
-                raise ValueError(
-                    f"searches.{name} tunes {recipe!r}, but {what_fits(recipe, self.scratch, 'scratch has')}"
-                )
+    def _tuned_agree(self) -> Self:
         for name in self.tuned:
             if name not in self.recipes:
                 raise ValueError(f"tuned names {name!r}, but {what_fits(name, self.recipes, 'recipes has')}")
@@ -207,6 +210,10 @@ class ExperimentConfig(Line):
     def every(self, key: Literal["recipes", "lineages"]) -> list[str]:
         """The recipes or lineages of all lines, each once."""
         return list(dict.fromkeys(name for line in self.lines().values() for name in getattr(line, key)))
+
+    def every_search(self) -> dict[str, str]:
+        """The searches of all lines."""
+        return {name: recipe for line in self.lines().values() for name, recipe in line.searches.items()}
 
     def lineages_asked(self, protocol: str) -> list[str]:
         """The lineages that are asked a protocol, in the experiment's order."""

@@ -108,7 +108,7 @@ def main(rows: pd.DataFrame) -> str:
 
 def searches(experiment: ExperimentConfig) -> str:
     """Where the page of each search lies."""
-    of_recipe = experiment.searches.items()
+    of_recipe = experiment.every_search().items()
     return "\n".join(f"- [`{name}`](searches/{name}.md): short trainings of `{recipe}`" for name, recipe in of_recipe)
 
 
