@@ -20,7 +20,7 @@ from noisebox.report.plots import HEIGHT, LINE, PALETTE, SMALL, WIDTH, canvas, f
 
 COMPLETED, PRUNED, FAILED = PALETTE[0], PALETTE[1], "#777777"
 RISING = "viridis"  # told apart with any colour vision, and light where it is high
-ENOUGH = 4  # completed trials, of which importance says something
+ENOUGH = 8  # completed trials, of which importance says something
 QUANTILE = 0.25  # of the trials, that are held against all
 
 Ranges = Mapping[str, RangeConfig]
@@ -237,7 +237,8 @@ def history_plot(trials: Sequence[Trial], ranges: Ranges, path: Path) -> None:
         for status, look in shown.items():
             of_status = [trial for trial in trials if trial.status == status]
             (dots,) = axes.plot([trial.number for trial in of_status], [trial.score for trial in of_status])
-            dots.update_from(look)
+            dots.set(color=look.get_color(), marker=look.get_marker(), markersize=look.get_markersize(), linestyle="")
+            dots.set_markerfacecolor(look.get_markerfacecolor())
         if completed:
             so_far = np.maximum.accumulate([trial.score for trial in completed])
             (line,) = axes.plot([trial.number for trial in completed], so_far)
