@@ -53,6 +53,7 @@ wildcard_constraints:
     lineage=graph.LINEAGE_PATTERN,
     recipe=graph.RECIPE_PATTERN,
     line="|".join(graph.LINE_NAMES),
+    search=graph.RECIPE_PATTERN,
     split="train|val",
     seed=r"\d+",
 
@@ -60,6 +61,7 @@ wildcard_constraints:
 include: "workflow/rules/shown.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/search.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
@@ -72,6 +74,8 @@ rule all:
         graph.report_outputs(),
         EVALUATIONS,
         [graph.smoke_tsv(recipe) for recipe in EXPERIMENT.every("recipes")],
+        [graph.search_csv(name) for name in EXPERIMENT.every_search()],
+        [graph.search_report_outputs(name) for name in EXPERIMENT.every_search()],
 
 
 onsuccess:

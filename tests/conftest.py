@@ -51,6 +51,8 @@ def small_experiment() -> dict[str, Any]:
         "asked": {lineage: ["main"] for lineage in lineages},
         "protocols": {"main": {"eval_seeds": [0, 1], "sample_steps": [1, 2]}},
         "ablations": {},
+        "searches": {},
+        "tuned": [],
         "pictures": {"images": 6, "lineages": lineages},
         "data": ["detection"],
         "bev__recipes": [],
@@ -58,10 +60,12 @@ def small_experiment() -> dict[str, Any]:
         "bev__parents": {"diffbev": []},
         "bev__depth_gt": [],
         "bev__lineages": [],
+        "bev__searches": {},
         "aerial__recipes": [],
         "aerial__scratch": [],
         "aerial__parents": {"yolc_finetune": [], "yolc_kd": []},
         "aerial__lineages": [],
+        "aerial__searches": {},
     }
 
 

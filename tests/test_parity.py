@@ -1,5 +1,6 @@
 """One graph, two engines: Snakemake and DVC, resolved, must name the same commands, dependencies and outputs."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from conftest import ROOT, edit_yaml, run, small_experiment
 from graphs import dvc_jobs, snakemake_details, snakemake_jobs
 
 from noisebox.config import ExperimentConfig, load_experiment
+from noisebox.errors import UserError
+from noisebox.experiment import check_experiment
 from noisebox.graph import Lineage
 
 BOTH = ["baseline", "baseline+finetune"]
@@ -77,6 +80,8 @@ def test_the_whole_experiment_is_the_same_in_both(project: Path) -> None:
         *(f"noisebox smoke {recipe}" for recipe in experiment.every("recipes")),
         *commands("train", planned, experiment),
         *commands("evaluate", experiment.every("lineages"), experiment),
+        *(f"noisebox search params/searches/{search}.yaml" for search in experiment.every_search()),
+        *(f"noisebox report --search {search}" for search in experiment.every_search()),
         "noisebox report",
     }
 
@@ -130,6 +135,55 @@ def test_a_named_teacher_is_a_dependency(project: Path, named: dict[str, object]
         pictures__lineages=lineages,
     )
     assert_same_jobs(project)
+
+
+def test_a_search_and_what_takes_its_best_are_stages(project: Path) -> None:
+    """A recipe of `tuned` waits for the search of its name, and what goes on from it for nothing more."""
+    search = {"description": "which rate", "lineage": "baseline", "budget": {"iters": 2}}
+    search["trials"] = [{"solver.base_lr": rate} for rate in (1e-3, 1e-2)]
+    (project / "params/searches/faster.yaml").write_text(yaml.safe_dump(search))
+    recipe = {"description": "takes the best", "from_search": {"name": "faster"}}
+    (project / "params/recipes/faster.yaml").write_text(yaml.safe_dump(recipe))
+    lineages = ["baseline", "faster", "faster+finetune"]
+    edit_yaml(
+        project / "params/experiment.yaml",
+        recipes=["baseline", "finetune", "faster"],
+        parents__finetune=["faster"],
+        searches={"faster": "baseline"},
+        tuned=["faster"],
+        lineages=lineages,
+        asked={name: ["main"] for name in lineages},
+        pictures__lineages=lineages,
+    )
+    assert_same_jobs(project)
+    waiting = {job.command for job in snakemake_jobs(project).values() if "reports/searches/faster.csv" in job.inputs}
+    assert waiting == {"noisebox report --search faster", *(f"noisebox train faster --seed {seed}" for seed in (0, 1))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"searches": {"faster": "finetune"}}, "searches.faster tunes 'finetune', but scratch has: baseline"),
+        ({"searches": {"faster": "baseline"}}, "params/searches/faster.yaml does not exist"),
+        ({"tuned": ["finetune"]}, "tuned names 'finetune', which takes the best of the search of its name"),
+        ({"tuned": ["faster"]}, "tuned names 'faster', but recipes has: baseline, finetune"),
+        (
+            {
+                "searches": {"plain": "baseline"},
+                "tuned": ["plain"],
+                "recipes": ["baseline", "finetune", "plain"],
+            },
+            "from_search.name must be 'plain'",
+        ),
+    ],
+)
+def test_searches_that_do_not_agree_are_told(project: Path, changes: dict[str, object], sentence: str) -> None:
+    (project / "params/recipes/plain.yaml").write_text("description: takes nothing\n")
+    search = {"description": "nothing", "lineage": "baseline", "budget": {"iters": 2}, "trials": [{}]}
+    (project / "params/searches/plain.yaml").write_text(yaml.safe_dump(search))
+    edit_yaml(project / "params/experiment.yaml", **changes)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        check_experiment(load_experiment(project), project)
 
 
 def test_rules_say_what_a_cluster_wants_to_know(project: Path) -> None:

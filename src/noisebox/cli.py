@@ -289,6 +289,48 @@ def overfit(
 
 
 @app.command()
+def search(
+    file: Annotated[Path, typer.Argument(help="A file of params/searches/.", show_default=False)],
+    processes: Annotated[int, typer.Option(help="How many trials run at once.", min=1)] = 1,
+    helper: Annotated[int, typer.Option(hidden=True)] = 0,
+) -> None:
+    """Run a budget search: many short trainings that differ in a few keys.
+
+    Writes reports/searches/<name>.csv. Killed and run again, it goes on where
+    it stopped; run from several terminals, they share the trials.
+    """
+    from noisebox.config import load_experiment
+    from noisebox.config.search import Search
+
+    with logged("search", file.stem, *([f"helper{helper}"] if helper else [])):
+        found = Search(file, load_experiment().scale)
+        keys = list(found.ranges())  # and with them every trial, so that a mistake is told now
+
+        from noisebox.search.processes import helpers
+        from noisebox.search.table import ProgressTable
+        from noisebox.search.trials import run_search
+
+        table = ProgressTable(keys)
+        with helpers(file, processes - 1):
+            trials = run_search(found, table.told)
+        table.finish(trials)
+        say(graph.search_csv(found.name))
+
+
+@app.command()
+def adopt(
+    file: Annotated[Path, typer.Argument(help="A file of params/searches/, searched.", show_default=False)],
+    best: Annotated[int, typer.Option(help="How many of the best.", min=1)] = 1,
+) -> None:
+    """Make the best of a search recipes: params/recipes/<search>_best1.yaml and so on."""
+    from noisebox.config import load_experiment
+    from noisebox.search.adopt import adopt as run_adopt
+
+    for line in run_adopt(file, best, load_experiment().scale):
+        say(line)
+
+
+@app.command()
 def evaluate(lineage: Lineage, seed: Seed = 0) -> None:
     """Evaluate a checkpoint: all that the protocols ask of its lineage."""
     from noisebox.config import load_experiment
@@ -310,8 +352,16 @@ def evaluate(lineage: Lineage, seed: Seed = 0) -> None:
 
 
 @app.command()
-def report() -> None:
+def report(
+    search: Annotated[
+        str | None, typer.Option(help="Write reports/searches/<name>.md instead.", show_default=False)
+    ] = None,
+) -> None:
     """Write reports/summary.md with tables, plots and pictures."""
+    if search is not None:
+        _report_search(search)
+        return
+
     import gc
 
     # Nearly all that a report makes lives to its end, and looking for garbage among it costs a sixth of the time.
@@ -322,6 +372,15 @@ def report() -> None:
 
     with logged("report"):
         for path in write_report(load_experiment(), Path()):
+            say(str(path))
+
+
+def _report_search(name: str) -> None:
+    """The page of a budget search."""
+    from noisebox.report.searches import write_search_report
+
+    with logged("report", name):
+        for path in write_search_report(name, Path()):
             say(str(path))
 
 

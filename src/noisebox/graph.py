@@ -16,6 +16,7 @@ DATA_MANIFEST = "data/detection.json"
 DATA_PIN = "data.dvc"
 REPORTS = "reports"
 MANIFEST = "results_manifest.tsv"
+SEARCH_PLOTS = ("importance", "parallel", "history")
 RESULTS_MANIFEST = f"{REPORTS}/{MANIFEST}"
 LINE_NAMES = ("detection", "aerial", "bev")  # each has a dataset, families and a section of params/experiment.yaml
 LINES = {"yolc": "aerial", "bev": "bev"}  # of the families that are no detectors in street images
@@ -71,7 +72,7 @@ REPORT_FILES = (
 # What smoke, train and evaluate compute with besides depends on the family.
 _CONFIG = tuple(
     f"src/noisebox/config/{name}.py"
-    for name in ("__init__", "experiment", "families", "resolve", "run", "sampling", "section")
+    for name in ("__init__", "best", "experiment", "families", "resolve", "run", "sampling", "section")
 )
 _BASE = (*_CONFIG, "src/noisebox/files.py", "src/noisebox/progress.py", "src/noisebox/randomness.py")
 _RUN = (
@@ -91,9 +92,10 @@ CODE: dict[str, tuple[str, ...]] = {
     "data": (*_BASE, *_DATA, *_BOX_DATA, *_BEV_DATA, "src/noisebox/data/world"),
     "smoke": (*_RUN, "src/noisebox/training"),
     "train": (*_RUN, "src/noisebox/training"),
+    "search": (*_RUN, "src/noisebox/training", "src/noisebox/config/search.py", "src/noisebox/search"),
     "evaluate": (*_RUN, "src/noisebox/training/checkpoint.py"),
     "depth_gt": (*_BASE, *_DATA, *_BEV_DATA, *_DEPTH),
-    "report": (*_BASE, "src/noisebox/config/bev.py", "src/noisebox/report"),
+    "report": (*_BASE, "src/noisebox/config/bev.py", "src/noisebox/config/search.py", "src/noisebox/report"),
 }
 _DETECTION = (
     *_DATA,
@@ -184,6 +186,10 @@ def recipe_file(recipe: str) -> str:
     return f"params/recipes/{recipe}.yaml"
 
 
+def search_file(search: str) -> str:
+    return f"params/searches/{search}.yaml"
+
+
 def dataset_file(dataset: str) -> str:
     return f"params/datasets/{dataset}.yaml"
 
@@ -251,6 +257,21 @@ def evaluation_outputs(lineage: str, seed: int | str, line: str = "detection") -
 def evaluation_inputs(lineage: str, seed: int | str) -> list[str]:
     """What an evaluation reads of its run; the training curve and the provenance are passed on with the results."""
     return [f"{run_folder(lineage, seed)}/{name}" for name in ("model_final.pth", "metrics.csv", "run.json")]
+
+
+def search_folder(search: str) -> str:
+    """The study of a search and its trials, which a killed search goes on from; no engine declares it."""
+    return f"searches/{search}"
+
+
+def search_csv(search: str) -> str:
+    """What each trial of a search came to."""
+    return f"{REPORTS}/searches/{search}.csv"
+
+
+def search_report_outputs(search: str) -> list[str]:
+    plots = [f"{search}_{name}.{form}" for name in SEARCH_PLOTS for form in ("png", "svg")]
+    return [f"{REPORTS}/searches/{name}" for name in (f"{search}.md", *plots)]
 
 
 def deliverable(name: str) -> str:

@@ -20,6 +20,7 @@ rule report:
         pictures=config["pictures"],
         aerial=config["aerial"],
         bev=config["bev"],
+        searches=config["searches"],
     log:
         graph.log_file("report"),
     benchmark:

@@ -2,7 +2,7 @@
 
 
 def training_inputs(wildcards):
-    """What depends on the lineage: parent, teacher, recipe and family. What does not go together is said at once."""
+    """What depends on the lineage: parent, teacher, search, recipe, family. What does not go together is said at once."""
     lineage = graph.Lineage.parse(wildcards.lineage)
     parent = graph.checkpoint(lineage.parent.name, wildcards.seed) if lineage.parent else None
     try:
@@ -10,8 +10,10 @@ def training_inputs(wildcards):
         teacher = teacher_of(lineage, int(wildcards.seed))
     except UserError as error:
         raise WorkflowError(f"lineage {lineage.name}: {error}")
+    taken = recipes[-1].from_search
     return {
         "parent": [parent] if parent else [],
+        "search": [graph.search_csv(taken.name)] if taken else [],
         "teacher": [teacher] if teacher and teacher != parent else [],
         "smoke": graph.smoke_tsv(lineage.recipe),
         "recipe": graph.recipe_file(lineage.recipe),

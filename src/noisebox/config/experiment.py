@@ -63,12 +63,14 @@ class ProtocolsConfig(Section):
 
 class Line(Section):
     """What is made of one line of research: `recipes` are in use and smoke-tested; `scratch` are those trained from
-    scratch, `parents` says what each of the others goes on from; `lineages` are evaluated and reported."""
+    scratch, `parents` says what each of the others goes on from; `lineages` are evaluated and reported. `searches` are
+    the budget searches by name, each with the recipe of `scratch` that it tunes."""
 
     recipes: list[str] = []
     scratch: list[str] = []
     parents: dict[str, list[str]] = {}
     lineages: list[str] = []
+    searches: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _lineages_are_planned(self) -> Self:
@@ -95,6 +97,14 @@ class Line(Section):
             for name in names:
                 if name not in self.recipes:
                     raise ValueError(f"{place} names {name!r}, but {what_fits(name, self.recipes, 'recipes has')}")
+        return self
+
+    @model_validator(mode="after")
+    def _searches_tune_what_is_trained(self) -> Self:
+        for name, recipe in self.searches.items():
+            if recipe not in self.scratch:
+                fit = what_fits(recipe, self.scratch, "scratch has")
+                raise ValueError(f"searches.{name} tunes {recipe!r}, but {fit}")
         return self
 
     def planned_lineages(self) -> list[str]:
@@ -131,6 +141,8 @@ class ExperimentConfig(Line):
 
     `asked` names the protocols of each lineage: so naming one more lineage is no reason to evaluate another again.
     `ablations` are groups of lineages that differ in one switch, each variant's lineage by the variant's name.
+
+    `tuned` are recipes trained from scratch with the best of the search of their own name.
     """
 
     scale: str
@@ -145,6 +157,7 @@ class ExperimentConfig(Line):
     aerial: AerialLine = AerialLine()
     bev: BevLine = BevLine()
     data: list[Literal["detection", "aerial", "bev"]] = ["detection"]
+    tuned: list[str] = []
 
     @model_validator(mode="after")
     def _every_line_has_data(self) -> Self:
@@ -153,6 +166,16 @@ class ExperimentConfig(Line):
                 raise ValueError(f"data lacks {name!r}, on which {line.recipes[0]!r} trains")
         if self.bev.recipes and set(self.bev.depth_gt) != {"train", "val"}:
             raise ValueError("bev.depth_gt must be [train, val]: training learns from the one, pictures show the other")
+        return self
+
+    @model_validator(mode="after")
+    def _tuned_agree(self) -> Self:
+        for name in self.tuned:
+            if name not in self.recipes:
+                raise ValueError(f"tuned names {name!r}, but {what_fits(name, self.recipes, 'recipes has')}")
+            if name not in self.searches:
+                fit = what_fits(name, list(self.searches), "searches has")
+                raise ValueError(f"tuned names {name!r}, which takes the best of the search of its name, but {fit}")
         return self
 
     @model_validator(mode="after")
@@ -177,6 +200,9 @@ class ExperimentConfig(Line):
             raise ValueError("asked gives no lineage the protocol main, so the main table would be empty")
         return self
 
+    def planned_lineages(self) -> list[str]:
+        return [*super().planned_lineages(), *self.tuned]
+
     def lines(self) -> dict[str, Line]:
         """Every line by its name; the lists of detection stand at the top."""
         return {"detection": self, "aerial": self.aerial, "bev": self.bev}
@@ -184,6 +210,10 @@ class ExperimentConfig(Line):
     def every(self, key: Literal["recipes", "lineages"]) -> list[str]:
         """The recipes or lineages of all lines, each once."""
         return list(dict.fromkeys(name for line in self.lines().values() for name in getattr(line, key)))
+
+    def every_search(self) -> dict[str, str]:
+        """The searches of all lines."""
+        return {name: recipe for line in self.lines().values() for name, recipe in line.searches.items()}
 
     def lineages_asked(self, protocol: str) -> list[str]:
         """The lineages that are asked a protocol, in the experiment's order."""

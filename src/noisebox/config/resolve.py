@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from noisebox import graph
+from noisebox.config.best import best_of, with_values
 from noisebox.config.experiment import ExperimentConfig
 from noisebox.config.families import SECTIONS, Family, TeacherConfig, sections_of
 from noisebox.config.run import (
@@ -83,13 +84,15 @@ def resolve(
 ) -> RunConfig:
     """The configuration of one run; raises UserError naming file, or override, key and what fits.
 
-    A distillation needs a teacher, but for its smoke run. Where the solver counts in epochs its `max_iter` is null
-    until the task, which knows the dataset, gives it.
+    A distillation needs a teacher, and what takes the best of a search its results, but for the smoke run. Where the
+    solver counts in epochs its `max_iter` is null until the task, which knows the dataset, gives it.
     """
     others = _nested(overrides or {})
     lineage = _parsed(lineage)
     scale = load_scale(scale_name, root)
     recipes = _recipes(lineage, root)
+    if not smoke:
+        recipes = [_at_its_best(recipe, root) for recipe in recipes]
     last, path = recipes[-1], root / graph.recipe_file(lineage.recipe)
     if not smoke:
         teacher_of(lineage, seed, root)
@@ -204,6 +207,12 @@ def _recipes(lineage: graph.Lineage, root: Path) -> list[RecipeConfig]:
                 f"{lineage.recipe!r} is {recipes[-1].family}"
             )
     return recipes
+
+
+def _at_its_best(recipe: RecipeConfig, root: Path) -> RecipeConfig:
+    """The recipe, with the best that its search found, if it takes that."""
+    taken = recipe.from_search
+    return with_values(recipe, best_of(taken.name, taken.rank, root)) if taken else recipe
 
 
 def _named(name: str, path: Path, key: str, root: Path) -> graph.Lineage:

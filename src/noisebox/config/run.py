@@ -180,8 +180,16 @@ class ScaleConfig(Section):
         return type(self)(**{**merged(own, other), **solvers})
 
 
+class FromSearchConfig(Section):
+    """The trial at `rank`, from 1, of the budget search `name`."""
+
+    name: str
+    rank: Positive = 1
+
+
 class RecipeConfig(Section):
-    """A file of `params/recipes/`: what the method is; `precision` where it needs another than the scale's."""
+    """A file of `params/recipes/`: what the method is; `precision` where it needs another than the scale's. With
+    `from_search`, the values that a search found best stand in place of its own."""
 
     description: Annotated[str, Field(min_length=1)]
     family: str = "diffusiondet"
@@ -191,6 +199,7 @@ class RecipeConfig(Section):
     finetune: dict[str, Any] = {}
     precision: Precision | None = None
     distill: dict[str, Any] | None = None
+    from_search: FromSearchConfig | None = None
 
 
 class RunConfig(Section):

@@ -106,6 +106,12 @@ def main(rows: pd.DataFrame) -> str:
     return f"{table(header, cells)}\n\n{caption}"
 
 
+def searches(experiment: ExperimentConfig) -> str:
+    """Where the page of each search lies."""
+    of_recipe = experiment.every_search().items()
+    return "\n".join(f"- [`{name}`](searches/{name}.md): short trainings of `{recipe}`" for name, recipe in of_recipe)
+
+
 def reach_note(rows: pd.DataFrame) -> str:
     """What the number of train seeds means for the intervals of a table."""
     seeds = int(rows["train_seeds"].min())

@@ -279,6 +279,7 @@ def summary(evidence: Evidence, found: Tables, others: Sequence[str], every: Seq
         "![Ground truth and detections](pictures/detections.png)",
         sections.pictures_caption(evidence.pictured, runs[0].train_seed),
         *others,
+        *(["## Budget searches", sections.searches(experiment)] if experiment.every_search() else []),
         "## Provenance",
         sections.provenance(every),
     ]

@@ -1,0 +1,180 @@
+"""The study of a search: its trials, what each has come to, and who is at work on which.
+
+It is one SQLite file in Optuna's form. Who is at work on a trial is told by a record lock, which the kernel lets go
+however a process ends: so the trial of a killed process is free at once, and no clock is asked.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import DatabaseError
+
+from noisebox import graph
+from noisebox.config.best import Status, Trial
+from noisebox.config.search import Search
+from noisebox.errors import UserError
+from noisebox.randomness import seed_of
+from noisebox.training.provenance import difference
+
+STUDY = "study.db"
+SECONDS_FOR_OTHERS = 60  # to be done with writing to the study
+STATUS: dict[TrialState, Status] = {
+    TrialState.COMPLETE: "completed",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+class Study:
+    """The trials of a search by number, from 0; any number of processes may have it open."""
+
+    def __init__(self, search: Search, inputs: Mapping[str, Any]) -> None:
+        """Open the study of a search, or begin it; `inputs` is what its results depend on besides the trials' values.
+
+        One that was made from other inputs is begun anew; raises UserError when a process is at work on it, or the
+        study cannot be read or written.
+        """
+        self.search, self.folder = search, search.root / graph.search_folder(search.name)
+        self.ranges = search.ranges()
+        now = json.loads(json.dumps(inputs))
+        with locked(self.folder / "lock", wait=True):
+            try:
+                self._open()
+                if changed := self._changed(now):
+                    self._begin_anew(changed)
+                self._study.set_user_attr("inputs", now)
+                for values in search.plan[len(self._study.get_trials(deepcopy=False)) :]:
+                    known = {key: self.ranges[key].in_optuna(value) for key, value in (values or {}).items()}
+                    self._study.enqueue_trial(known, user_attrs={} if values is None else {"values": values})
+            except (StorageInternalError, DatabaseError) as error:
+                cause = " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())
+                raise UserError(
+                    f"{self.folder / STUDY} cannot be used ({cause}); mend that, or delete {self.folder} "
+                    "and search again"
+                ) from None
+
+    def _open(self) -> None:
+        waiting = {"connect_args": {"timeout": SECONDS_FOR_OTHERS}}
+        self._storage = RDBStorage(f"sqlite:///{self.folder / STUDY}", engine_kwargs=waiting)
+        self._study = optuna.create_study(
+            storage=self._storage, study_name=self.search.name, direction="maximize", load_if_exists=True
+        )
+        self._id = self._storage.get_study_id_from_name(self.search.name)
+
+    def _changed(self, now: Mapping[str, Any]) -> str | None:
+        """In a few words why the study cannot be gone on with; None where it can."""
+        before = self._study.user_attrs.get("inputs")
+        if before is None:
+            return None
+        for trial, values in zip(self._study.get_trials(deepcopy=False), self.search.plan, strict=False):
+            if values is not None and trial.user_attrs.get("values") != json.loads(json.dumps(values)):
+                return f"trial {trial.number} has other values"
+        return difference(before, dict(now))
+
+    def _begin_anew(self, changed: str) -> None:
+        for trial in self._study.get_trials(deepcopy=False):
+            with self.claimed(trial.number) as is_mine:
+                if not is_mine:
+                    raise UserError(
+                        f"{self.folder}: a process is at work on what the search was before {changed}; wait until it "
+                        "ends, or end it"
+                    )
+        self._storage.remove_session()
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+        self._open()
+
+    def run_folder(self, number: int) -> Path:
+        return self.folder / "trials" / str(number)
+
+    def of(self, number: int) -> FrozenTrial:
+        """What the study has of a trial now."""
+        return self._storage.get_trial(self._trial_id(number))
+
+    def unfinished(self) -> list[int]:
+        """The numbers of the trials that have come to no end."""
+        trials = self._study.get_trials(deepcopy=False)[: len(self.search.plan)]
+        return [trial.number for trial in trials if not trial.state.is_finished()]
+
+    @contextmanager
+    def claimed(self, number: int) -> Iterator[bool]:
+        """Hold a trial while the block runs, if no other process does; yields whether this one has it."""
+        with locked(self.folder / "locks" / str(number)) as is_mine:
+            yield is_mine
+
+    def begin(self, number: int) -> optuna.Trial:
+        """A trial to be run, or gone on with; where its values are not known yet, they are drawn by its number and what
+        the finished ones came to."""
+        identity = self._trial_id(number)
+        if self.of(number).state == TrialState.WAITING:
+            self._storage.set_trial_state_values(identity, TrialState.RUNNING)
+        key = seed_of(self.search.config.sampler_seed, "search", number) % 2**32
+        self._study.sampler = optuna.samplers.TPESampler(seed=key)
+        trial = optuna.Trial(self._study, identity)
+        known = trial.user_attrs.get("values")
+        named = self.ranges if known is None else known
+        drawn = {key: self.ranges[key].suggested(trial, key) for key in named}
+        if known is None:
+            trial.set_user_attr("values", drawn)
+        return trial
+
+    def end(self, number: int, state: TrialState, score: float | None = None) -> None:
+        self._study.tell(number, score, state)
+
+    def results(self) -> list[Trial]:
+        """The finished trials, by number."""
+        trials = self._study.get_trials(deepcopy=False)[: len(self.search.plan)]
+        return [_row(trial) for trial in trials if trial.state.is_finished()]
+
+    def _trial_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+
+def _row(trial: FrozenTrial) -> Trial:
+    measured, facts = trial.intermediate_values, trial.user_attrs
+    return Trial(
+        number=trial.number,
+        status=STATUS[trial.state],
+        metric=measured[max(measured)] if measured else None,
+        loss=facts.get("loss"),
+        seconds=facts.get("seconds", 0.0),
+        values=facts.get("values", {}),
+        reason=facts.get("reason", ""),
+    )
+
+
+@contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold the record lock of a file while the block runs; yields whether this process has it.
+
+    Raises UserError when the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"{path.parent} cannot be written ({error.strerror}); mend that and run again") from None
+    try:
+        is_mine = True
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            is_mine = False
+        yield is_mine
+    finally:
+        os.close(descriptor)
