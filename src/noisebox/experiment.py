@@ -12,15 +12,15 @@ def check_experiment(experiment: ExperimentConfig, root: Path = Path()) -> None:
 
     Raises UserError naming file, key and what fits.
     """
-    for name, line in experiment.lines().items():
-        for recipe in line.recipes:
+    for name, section in experiment.sections().items():
+        for recipe in section.recipes:
             family = resolve(recipe, 0, experiment.scale, root, smoke=True).family
-            if graph.line_of(family) != name:
+            if graph.section_of(family) != name:
                 raise UserError(
-                    f"{root / graph.EXPERIMENT}: {recipe!r} is of family {family}, which is of the line "
-                    f"{graph.line_of(family)}, but stands among the recipes of {name}"
+                    f"{root / graph.EXPERIMENT}: {recipe!r} is of family {family}, whose recipes are those of "
+                    f"{graph.section_of(family)}, but stands among the recipes of {name}"
                 )
-        for lineage in dict.fromkeys([*line.planned_lineages(), *line.lineages]):
+        for lineage in dict.fromkeys([*section.planned_lineages(), *section.lineages]):
             resolve(lineage, 0, experiment.scale, root)
     for lineage in experiment.lineages:
         model = resolve(lineage, 0, experiment.scale, root).model
