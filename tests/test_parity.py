@@ -41,6 +41,12 @@ EXPERIMENTS: dict[str, dict[str, object]] = {
         "protocols__steps": {"eval_seeds": [7], "sample_steps": [1, 50]},
         "asked__baseline": ["main", "steps"],
     },
+    "two detector families": {
+        "detr__recipes": ["detr", "detr_finetune"],
+        "detr__scratch": ["detr"],
+        "detr__parents": {"detr_finetune": ["detr"]},
+        "detr__lineages": ["detr", "detr+detr_finetune"],
+    },
 }
 
 

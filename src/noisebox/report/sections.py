@@ -199,10 +199,11 @@ def train_seeds(steps: pd.DataFrame) -> str:
 
 def steps_caption(main: pd.DataFrame) -> str:
     """What the plot of AP against steps shows."""
+    same = " What draws no noise is the same at all steps." if main["sample_step"].isna().any() else ""
     overlap = " Bars that overlap say nothing of a difference, which is paired: see [Differences](#differences)."
     return (
         f"*AP against sampling steps, lineages beside each other: mean over train seeds (line){bars(main)}, each train "
-        f"seed (points).{overlap if bars(main) else ''}* {numbers_link('steps')}"
+        f"seed (points).{same}{overlap if bars(main) else ''}* {numbers_link('steps')}"
     )
 
 
