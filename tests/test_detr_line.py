@@ -104,8 +104,8 @@ def test_both_families_go_from_data_to_one_table(both: Path) -> None:
         (
             "experiment",
             "recipes",
-            ["baseline", "detr"],
-            "'detr' is of family detr, whose recipes are those of detr, but",
+            ["baseline", "finetune", "detr"],
+            "'detr' is of family detr, whose recipes stand under",
         ),
         ("experiment", "asked", {"baseline": ["main"], "detr": ["steps"]}, "asked names 'detr', but lineages has"),
         ("experiment", "data", ["aerial"], "data lacks 'detection', on which 'baseline' trains"),

@@ -17,8 +17,8 @@ def check_experiment(experiment: ExperimentConfig, root: Path = Path()) -> None:
             family = resolve(recipe, 0, experiment.scale, root, smoke=True).family
             if graph.section_of(family) != name:
                 raise UserError(
-                    f"{root / graph.EXPERIMENT}: {recipe!r} is of family {family}, whose recipes are those of "
-                    f"{graph.section_of(family)}, but stands among the recipes of {name}"
+                    f"{root / graph.EXPERIMENT}: {recipe!r} is of family {family}, whose recipes stand under "
+                    f"{graph.section_of(family)}, not among those of {name}"
                 )
         for lineage in dict.fromkeys([*section.planned_lineages(), *section.lineages]):
             resolve(lineage, 0, experiment.scale, root)
