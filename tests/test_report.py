@@ -1001,7 +1001,7 @@ def test_without_noise_there_is_one_value_a_train_seed(noiseless: Path) -> None:
         assert (row["train_seeds"], row["eval_seeds"], row["runs"]) == (2, "nan", 2)
         assert cells[2:4] == ["–", f"{row['AP']:.2f}"] and cells[-2] == "2 × –"
         assert each == [row["run"], "–", *(f"{value:.2f}" for value in values)]
-    assert "–: `detr`, `detr+detr_finetune` draws no noise, so each of its checkpoints has one value." in text
+    assert "–: no noise is drawn by `detr`, `detr+detr_finetune`, so each checkpoint has one value." in text
     told = (
         f"without steps, because no noise is drawn, it is {table[-2]['AP']:.2f} ± {table[-2]['AP_std']:.2f} for `detr`"
     )

@@ -130,7 +130,7 @@ def _eval_seeds(row: Row) -> str:
 def noiseless_note(rows: pd.DataFrame) -> str:
     """Which lineages have neither sampling steps nor eval seeds, and why; nothing where all have both."""
     names = listed(f"`{run}`" for run in rows["run"][rows["sample_step"].isna()])
-    return f" {ABSENT}: {names} draws no noise, so each of its checkpoints has one value." if names else ""
+    return f" {ABSENT}: no noise is drawn by {names}, so each checkpoint has one value." if names else ""
 
 
 def reach_note(rows: pd.DataFrame) -> str:
