@@ -26,21 +26,21 @@ except UserError as error:
 
 EVALUATIONS = [
     path
-    for key, line in EXPERIMENT.lines().items()
-    for lineage in line.lineages
+    for key, section in EXPERIMENT.sections().items()
+    for lineage in section.lineages
     for seed in EXPERIMENT.train_seeds
     for path in graph.evaluation_outputs(lineage, seed, key)
 ]
 
 
-def lineages_of(line):
-    """The pattern of lineages of a line of research, declared or not: its recipes, joined by '+'."""
+def lineages_of(section):
+    """The pattern of lineages of a section of the experiment, declared or not: its recipes, joined by '+'."""
     recipes = [path.stem for path in Path("params/recipes").glob("*.yaml")]
-    own = "|".join(recipe for recipe in recipes if graph.line_of(load_recipe(recipe).family) == line)
+    own = "|".join(recipe for recipe in recipes if graph.section_of(load_recipe(recipe).family) == section)
     return rf"({own})(\+({own}))*" if own else "(?!)"
 
 
-LINEAGES = {line: lineages_of(line) for line in graph.LINE_NAMES}
+LINEAGES = {section: lineages_of(section) for section in graph.SECTIONS}
 
 # The jobs' progress shares one terminal, and `noisebox` is the one installed beside this Snakemake.
 shell.prefix(f"export NOISEBOX_PROGRESS=plain PATH='{Path(sys.executable).parent}':\"$PATH\"; ")

@@ -44,6 +44,12 @@ EXPERIMENTS: dict[str, dict[str, object]] = {
         "protocols__steps": {"eval_seeds": [7], "sample_steps": [1, 50]},
         "asked__baseline": ["main", "steps"],
     },
+    "two detector families": {
+        "detr__recipes": ["detr", "detr_finetune"],
+        "detr__scratch": ["detr"],
+        "detr__parents": {"detr_finetune": ["detr"]},
+        "detr__lineages": ["detr", "detr+detr_finetune"],
+    },
 }
 
 
@@ -72,7 +78,7 @@ def test_the_whole_experiment_is_the_same_in_both(project: Path) -> None:
     shutil.copy(ROOT / "params/experiment.yaml", project / "params/experiment.yaml")
     experiment = load_experiment(ROOT)
     needed = {each.name for name in experiment.every("lineages") for each in Lineage.parse(name).ancestry()}
-    planned = [name for line in experiment.lines().values() for name in line.planned_lineages()]
+    planned = [name for section in experiment.sections().values() for name in section.planned_lineages()]
     unasked = [name for name in planned if name not in needed]
     assert assert_same_jobs(project, commands("train", unasked, experiment)) == {
         *(f"noisebox data {line}" for line in experiment.data),
@@ -96,11 +102,11 @@ def test_every_finetune_stage_has_its_parents_in_the_experiment() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     experiment = yaml.safe_load((ROOT / "params/experiment.yaml").read_text())
     grown = {name: stage["matrix"] for name, stage in stages.items() if "parent" in stage.get("matrix", {})}
-    lines = {"": experiment, "aerial.": experiment["aerial"], "bev.": experiment["bev"]}
+    sections = {"": experiment, **{f"{name}.": experiment[name] for name in ("detr", "aerial", "bev")}}
     assert grown == {
         name: {"parent": f"${{{key}parents.{name}}}", "seed": "${train_seeds}"}
-        for key, line in lines.items()
-        for name in line["parents"]
+        for key, section in sections.items()
+        for name in section["parents"]
     }
 
 

@@ -93,7 +93,7 @@ def evaluated(root: Path, experiment: ExperimentConfig, lesson: dict[str, Any] |
         path = root / f"data/images/{image}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(90, 110, (48, 64, 3), dtype=np.uint8)).save(path)
-    for lineage in experiment.lineages:
+    for lineage in experiment.detectors():
         for seed in experiment.train_seeds:
             write_evaluation(root, lineage, seed, experiment, lesson or {}, rng)
     return root
@@ -958,3 +958,98 @@ def test_broken_files(root: Path, name: str, content: str, complaint: str) -> No
 def test_report_imports_no_torch() -> None:
     code = "import sys, noisebox.report.summary; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Lineages that draw no noise
+
+NOISELESS = ("detr", "detr+detr_finetune")
+
+
+def with_detr() -> ExperimentConfig:
+    section = {
+        "recipes": ["detr", "detr_finetune"],
+        "scratch": ["detr"],
+        "parents": {"detr_finetune": ["detr"]},
+        "lineages": list(NOISELESS),
+    }
+    experiment = an_experiment().model_dump(exclude_none=True)
+    return ExperimentConfig(**{**experiment, "detr": section})
+
+
+@pytest.fixture(scope="module")
+def noiseless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with lineages that draw no noise that nobody changes."""
+    root = evaluated(tmp_path_factory.mktemp("noiseless"), with_detr())
+    summary.write_report(with_detr(), root)
+    return root
+
+
+def test_without_noise_there_is_one_value_a_train_seed(noiseless: Path) -> None:
+    results, text = written_rows(noiseless, "results.tsv"), (noiseless / "reports/summary.md").read_text()
+    table = report_table(noiseless, "main")
+    steps = [*itertools.product(LINEAGES, "15"), *itertools.product(NOISELESS, ["nan"])]
+    assert [(row["run"], row["sample_step"]) for row in table] == steps
+    shown = markdown_rows(text, "## Average precision")[-2:]
+    by_seed = markdown_rows(text, "Each train seed, mean over its eval seeds:\n")[-2:]
+    for row, cells, each in zip(table[-2:], shown, by_seed, strict=True):
+        values = [run["AP"] for run in taken(results, run=row["run"])]
+        assert len(values) == 2
+        assert_numbers(row, AP=statistics.fmean(values), AP_std=statistics.pstdev(values))
+        assert_numbers(row, AP_std_flat=statistics.pstdev(values))
+        ends = stats.t.interval(0.95, 1, statistics.fmean(values), stats.sem(values))
+        assert (float(row["AP_low"]), float(row["AP_high"])) == pytest.approx(ends, abs=1e-3)
+        assert (row["train_seeds"], row["eval_seeds"], row["runs"]) == (2, "nan", 2)
+        assert cells[2:4] == ["–", f"{row['AP']:.2f}"] and cells[-2] == "2 × –"
+        assert each == [row["run"], "–", *(f"{value:.2f}" for value in values)]
+    assert "–: no noise is drawn by `detr`, `detr+detr_finetune`, so each checkpoint has one value." in text
+    told = (
+        f"without steps, because no noise is drawn, it is {table[-2]['AP']:.2f} ± {table[-2]['AP_std']:.2f} for `detr`"
+    )
+    assert told in text
+    for lineage, row in zip(NOISELESS, table[-2:], strict=True):
+        assert scalars_of(noiseless, lineage) == {name: row[name] for name in ("AP", "AP_std", "AP50")}
+    assert "AP@1" in scalars_of(noiseless, "baseline")
+
+
+def test_without_noise_differences_are_paired_by_train_seed(noiseless: Path) -> None:
+    results, table = written_rows(noiseless, "results.tsv"), report_table(noiseless, "differences")
+    *others, row = table
+    assert [each["run"] for each in others] == ["baseline+finetune"] * 2
+    assert (row["run"], row["reference"], row["sample_step"]) == (NOISELESS[1], NOISELESS[0], "nan")
+    own, reference = (taken(results, run=lineage) for lineage in reversed(NOISELESS))
+    assert_compared(row, "delta", own, reference)
+    assert_corrected(table, "delta")
+    assert (row["pairs"], row["train_seeds"], row["unpaired"]) == (2, 2, 0)
+    text = (noiseless / "reports/summary.md").read_text()
+    change = f"`{NOISELESS[1]}`: {row['delta']:+.2f} (".replace("-", "−")
+    assert change in text and row["delta_verdict"] in text
+
+
+def test_the_manifest_names_what_was_asked_without_noise(noiseless: Path) -> None:
+    entries = pd.read_csv(noiseless / graph.RESULTS_MANIFEST, sep="\t", keep_default_na=False)
+    assert set(entries[entries["lineage"] == "detr"]["protocols"]) == {"main"}
+
+
+def test_without_noise_the_one_row_must_be_there(tmp_path: Path) -> None:
+    root = evaluated(tmp_path, with_detr())
+
+    def asked_of_others(table: pd.DataFrame) -> None:
+        table["eval_seed"] = "3"
+
+    edit_results(root, "detr", 1, asked_of_others)
+    told = r"evals/detr/seed1/results\.tsv has no row for 1 sampling step under eval seed 0.*evaluate detr --seed 1"
+    with pytest.raises(UserError, match=told):
+        summary.write_report(with_detr(), root)
+
+
+def test_the_plot_shows_what_has_no_steps_at_those_of_the_others(noiseless: Path) -> None:
+    results = summary.gather(with_detr(), noiseless).asked["main"].results
+    drawn = plots.at_every_step(results, NOISELESS)
+    for lineage in NOISELESS:
+        own = results[results["run"] == lineage].sort_values("train_seed")["AP"].tolist()
+        for steps in (1, 5):
+            at = drawn[(drawn["run"] == lineage) & (drawn["sample_step"] == steps)]
+            assert at.sort_values("train_seed")["AP"].tolist() == own and len(own) == 2
+    others = [~table["run"].isin(NOISELESS) for table in (drawn, results)]
+    assert drawn[others[0]].reset_index(drop=True).equals(results[others[1]].reset_index(drop=True))
+    assert "What draws no noise is the same at all steps." in (noiseless / "reports/summary.md").read_text()

@@ -31,7 +31,10 @@ from noisebox.training.loop import train
 # Processes of their own that start fast: forked from one that has imported torch and done nothing with it.
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(
-    ["pytest", "noisebox.cli", "noisebox.training.loop", "noisebox.models.diffusiondet", "noisebox.evaluation.protocol"]
+    [
+        *("pytest", "noisebox.cli", "noisebox.training.loop", "noisebox.evaluation.protocol"),
+        *("noisebox.models.diffusiondet", "noisebox.models.detr"),
+    ]
 )
 
 DATA_HASH = "d" * 64
@@ -59,10 +62,10 @@ def train_student(run: Path, batches: Callable[[int, int], Iterator[Batch]] = to
     )  # fmt: skip
 
 
-def train_baseline(run: Path) -> None:
-    """What `noisebox train baseline` does, in the project around `runs/baseline/seed0`."""
+def train_recipe(run: Path) -> None:
+    """What `noisebox train` does of the recipe, in the project around `runs/<recipe>/seed0`."""
     os.chdir(run.parents[2])
-    cli.train("baseline", 0)
+    cli.train(run.parent.name, 0)
 
 
 def train_and_die(work: Callable[[Path], None], run: Path, moment: int) -> None:
@@ -107,18 +110,19 @@ def operations(run: Path) -> int:
     return int((run.parent / f"{run.name}.operations").read_text())
 
 
-def test_the_real_detector_ends_at_the_same_bytes_as_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["baseline", "detr"])
+def test_the_real_detectors_end_at_the_same_bytes_as_well(tmp_path: Path, recipe: str) -> None:
     shutil.copytree(ROOT / "params", tmp_path / "params")
     edit_yaml(tmp_path / "params/experiment.yaml", scale="test")
     edit_yaml(tmp_path / "params/scales/test.yaml", solver__eval_every=3, solver__ema_decay=0.5, solver__accumulate=2)
     # Six steps of two from eight images, so the images grow before the fifth.
     edit_yaml(tmp_path / "params/scales/test.yaml", image__resize_schedule=[[1, 48], [2, 64]])
     prepare_dataset("world_test", tmp_path)
-    run = tmp_path / "runs/baseline/seed0"
-    assert train_in_child(run, work=train_baseline) == 0
+    run = tmp_path / f"runs/{recipe}/seed0"
+    assert train_in_child(run, work=train_recipe) == 0
     whole = files_of(run)
-    assert train_in_child(run, 100, train_baseline) == -signal.SIGKILL
-    assert train_in_child(run, work=train_baseline) == 0
+    assert train_in_child(run, 100, train_recipe) == -signal.SIGKILL
+    assert train_in_child(run, work=train_recipe) == 0
     assert json.loads((run / "run.json").read_text())["timing"]["resumed"] > 0
     assert files_of(run) == whole
 

@@ -13,15 +13,15 @@ def check_experiment(experiment: ExperimentConfig, root: Path = Path()) -> None:
 
     Raises UserError naming file, key and what fits.
     """
-    for name, line in experiment.lines().items():
-        for recipe in line.recipes:
+    for name, section in experiment.sections().items():
+        for recipe in section.recipes:
             family = resolve(recipe, 0, experiment.scale, root, smoke=True).family
-            if graph.line_of(family) != name:
+            if graph.section_of(family) != name:
                 raise UserError(
-                    f"{root / graph.EXPERIMENT}: {recipe!r} is of family {family}, which is of the line "
-                    f"{graph.line_of(family)}, but stands among the recipes of {name}"
+                    f"{root / graph.EXPERIMENT}: {recipe!r} is of family {family}, whose recipes stand under "
+                    f"{graph.section_of(family)}, not among those of {name}"
                 )
-        for lineage in dict.fromkeys([*line.planned_lineages(), *line.lineages]):
+        for lineage in dict.fromkeys([*section.planned_lineages(), *section.lineages]):
             _resolved(lineage, experiment, root)
     for lineage in experiment.lineages:
         model = _resolved(lineage, experiment, root).model

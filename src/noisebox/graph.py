@@ -18,8 +18,11 @@ REPORTS = "reports"
 MANIFEST = "results_manifest.tsv"
 SEARCH_PLOTS = ("importance", "parallel", "history")
 RESULTS_MANIFEST = f"{REPORTS}/{MANIFEST}"
-LINE_NAMES = ("detection", "aerial", "bev")  # each has a dataset, families and a section of params/experiment.yaml
-LINES = {"yolc": "aerial", "bev": "bev"}  # of the families that are no detectors in street images
+LINE_NAMES = ("detection", "aerial", "bev")  # of research; each has a dataset
+# The sections of params/experiment.yaml that list recipes and lineages, each with its line: one for each family,
+# because its stages depend on the family's code.
+SECTIONS = {"detection": "detection", "detr": "detection", "aerial": "aerial", "bev": "bev"}
+SECTION_OF = {"diffusiondet": "detection", "detr": "detr", "yolc": "aerial", "bev": "bev"}  # by family
 METRICS = f"{REPORTS}/metrics"  # a folder: the scalars of each lineage, and nothing else
 RECIPE_PATTERN = r"[a-z][a-z0-9_]*"
 LINEAGE_PATTERN = rf"{RECIPE_PATTERN}(\+{RECIPE_PATTERN})*"
@@ -112,7 +115,15 @@ FAMILY_CODE: dict[str, tuple[str, ...]] = {
         "src/noisebox/config/diffusiondet.py",
         "src/noisebox/diffusion",
         "src/noisebox/models/backbone.py",
+        "src/noisebox/models/distributed.py",
         "src/noisebox/models/diffusiondet",
+    ),
+    "detr": (
+        *_DETECTION,
+        "src/noisebox/config/detr.py",
+        "src/noisebox/models/backbone.py",
+        "src/noisebox/models/distributed.py",
+        "src/noisebox/models/detr",
     ),
     "yolc": (
         *_DETECTION,
@@ -138,6 +149,7 @@ FAMILY_CODE: dict[str, tuple[str, ...]] = {
 _BOXES = tuple(f"src/noisebox/evaluation/{name}.py" for name in ("boxes", "breakdown", "evidence"))
 EVALUATION_CODE: dict[str, tuple[str, ...]] = {
     "diffusiondet": _BOXES,
+    "detr": _BOXES,
     "yolc": (*_BOXES, "src/noisebox/evaluation/aerial.py"),
     "bev": (),
 }
@@ -199,9 +211,14 @@ def dataset_folder(dataset: str) -> str:
     return f"data/{dataset}"
 
 
+def section_of(family: str) -> str:
+    """The section of params/experiment.yaml that lists the recipes of a family."""
+    return SECTION_OF.get(family, "detection")
+
+
 def line_of(family: str) -> str:
     """The line of research that a family belongs to; each line has one dataset."""
-    return LINES.get(family, "detection")
+    return SECTIONS[section_of(family)]
 
 
 def data_manifest(line: str) -> str:
@@ -249,8 +266,8 @@ def evaluation_folder(lineage: str, seed: int | str) -> str:
     return f"evals/{lineage}/seed{seed}"
 
 
-def evaluation_outputs(lineage: str, seed: int | str, line: str = "detection") -> list[str]:
-    files = {"aerial": AERIAL_EVALUATION_FILES, "bev": BEV_EVALUATION_FILES}.get(line, EVALUATION_FILES)
+def evaluation_outputs(lineage: str, seed: int | str, section: str = "detection") -> list[str]:
+    files = {"aerial": AERIAL_EVALUATION_FILES, "bev": BEV_EVALUATION_FILES}.get(section, EVALUATION_FILES)
     return [f"{evaluation_folder(lineage, seed)}/{name}" for name in files]
 
 

@@ -1,5 +1,5 @@
-# Evaluation: one job and one results.tsv per checkpoint, for all that the experiment asks of it; a rule for each line of
-# research, because what is asked and what is written differ.
+# Evaluation: one job and one results.tsv per checkpoint, for all that the experiment asks of it; a rule for each section
+# of the experiment, because what is asked and what is written differ.
 
 
 def evaluation_inputs(wildcards):
@@ -28,6 +28,32 @@ rule evaluate:
         scale=EXPERIMENT.scale,
         protocols=config["protocols"],
         asked=lambda wildcards: config["asked"].get(wildcards.lineage),
+        pictures=config["pictures"]["images"],
+    log:
+        graph.log_file("evaluate", "{lineage}", "seed{seed}"),
+    benchmark:
+        "logs/benchmarks/evaluate/{lineage}/seed{seed}.tsv"
+    threads: SCALE.threads
+    resources:
+        mem_mb=SCALE.resources.mem_mb,
+        runtime=SCALE.resources.runtime,
+        gpu=SCALE.resources.gpu,
+    shell:
+        "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"
+
+
+rule evaluate_detr:
+    message:
+        "evaluate: {wildcards.lineage}, seed {wildcards.seed}"
+    input:
+        unpack(evaluation_inputs),
+        scale=graph.scale_file(EXPERIMENT.scale),
+    wildcard_constraints:
+        lineage=LINEAGES["detr"],
+    output:
+        shown(graph.evaluation_outputs("{lineage}", "{seed}", "detr")),
+    params:
+        scale=EXPERIMENT.scale,
         pictures=config["pictures"]["images"],
     log:
         graph.log_file("evaluate", "{lineage}", "seed{seed}"),

@@ -18,6 +18,7 @@ rule report:
         protocols=config["protocols"],
         ablations=config["ablations"],
         pictures=config["pictures"],
+        detr=config["detr"],
         aerial=config["aerial"],
         bev=config["bev"],
         searches=config["searches"],

@@ -113,6 +113,15 @@ class Line(Section):
         return [*self.scratch, *grown]
 
 
+class DetrSection(Line):
+    """Detectors of family detr, in the main table beside those that denoise: on the same data, and with one value a
+    train seed, because they draw no noise."""
+
+    def asked(self) -> dict[Sampling, list[int]]:
+        """What the main table has of a lineage; one eval seed and one step say all."""
+        return {Sampling(steps=1): [0]}
+
+
 class AerialLine(Line):
     """The line of cluster crops (family yolc): each lineage is evaluated without and with crops, as `crops` lists."""
 
@@ -136,8 +145,8 @@ class BevLine(Line):
 class ExperimentConfig(Line):
     """`params/experiment.yaml`: which scale, which lineages, which seeds, which protocols.
 
-    Lineages of detection stand at the top, those of the other lines under `aerial` and `bev`; `data` are the lines
-    whose datasets are made.
+    Lineages that denoise boxes stand at the top, those of other families under `detr`, `aerial` and `bev`; `data` are
+    the lines whose datasets are made.
 
     `asked` names the protocols of each lineage: so naming one more lineage is no reason to evaluate another again.
     `ablations` are groups of lineages that differ in one switch, each variant's lineage by the variant's name.
@@ -154,6 +163,7 @@ class ExperimentConfig(Line):
     protocols: ProtocolsConfig
     ablations: dict[str, dict[str, str]] = {}
     pictures: PicturesConfig
+    detr: DetrSection = DetrSection()
     aerial: AerialLine = AerialLine()
     bev: BevLine = BevLine()
     data: list[Literal["detection", "aerial", "bev"]] = ["detection"]
@@ -161,9 +171,9 @@ class ExperimentConfig(Line):
 
     @model_validator(mode="after")
     def _every_line_has_data(self) -> Self:
-        for name, line in self.lines().items():
-            if line.recipes and name not in self.data:
-                raise ValueError(f"data lacks {name!r}, on which {line.recipes[0]!r} trains")
+        for name, section in self.sections().items():
+            if section.recipes and graph.SECTIONS[name] not in self.data:
+                raise ValueError(f"data lacks {graph.SECTIONS[name]!r}, on which {section.recipes[0]!r} trains")
         if self.bev.recipes and set(self.bev.depth_gt) != {"train", "val"}:
             raise ValueError("bev.depth_gt must be [train, val]: training learns from the one, pictures show the other")
         return self
@@ -182,10 +192,14 @@ class ExperimentConfig(Line):
     def _asked_agrees(self) -> "ExperimentConfig":
         protocols = list(self.protocols.by_name())
         shown = [name for group in self.ablations.values() for name in group.values()]
-        for place, names in (("asked", self.asked), ("ablations", shown), ("pictures", self.pictures.lineages)):
+        for place, names, there in (
+            ("asked", self.asked, self.lineages),
+            ("ablations", shown, self.lineages),
+            ("pictures", self.pictures.lineages, self.detectors()),
+        ):
             for name in names:
-                if name not in self.lineages:
-                    raise ValueError(f"{place} names {name!r}, but {what_fits(name, self.lineages, 'lineages has')}")
+                if name not in there:
+                    raise ValueError(f"{place} names {name!r}, but {what_fits(name, there, 'lineages has')}")
         for lineage in self.lineages:
             if lineage not in self.asked:
                 raise ValueError(f"lineages names {lineage!r}, but asked does not: give it protocols, such as [main]")
@@ -203,27 +217,34 @@ class ExperimentConfig(Line):
     def planned_lineages(self) -> list[str]:
         return [*super().planned_lineages(), *self.tuned]
 
-    def lines(self) -> dict[str, Line]:
-        """Every line by its name; the lists of detection stand at the top."""
-        return {"detection": self, "aerial": self.aerial, "bev": self.bev}
+    def sections(self) -> dict[str, Line]:
+        """What is made, by the names of graph.SECTIONS; the lists of detection stand at the top."""
+        return {"detection": self, "detr": self.detr, "aerial": self.aerial, "bev": self.bev}
 
     def every(self, key: Literal["recipes", "lineages"]) -> list[str]:
-        """The recipes or lineages of all lines, each once."""
-        return list(dict.fromkeys(name for line in self.lines().values() for name in getattr(line, key)))
+        """The recipes or lineages of all sections, each once."""
+        return list(dict.fromkeys(name for section in self.sections().values() for name in getattr(section, key)))
+
+    def detectors(self) -> list[str]:
+        """The lineages of detection, of all families, each once."""
+        return list(dict.fromkeys([*self.lineages, *self.detr.lineages]))
 
     def every_search(self) -> dict[str, str]:
         """The searches of all lines."""
-        return {name: recipe for line in self.lines().values() for name, recipe in line.searches.items()}
+        return {name: recipe for section in self.sections().values() for name, recipe in section.searches.items()}
 
     def lineages_asked(self, protocol: str) -> list[str]:
-        """The lineages that are asked a protocol, in the experiment's order."""
-        return [lineage for lineage in dict.fromkeys(self.lineages) if protocol in self.asked[lineage]]
+        """The lineages that are asked a protocol, in the experiment's order; those of detr are in the main table."""
+        asked = [lineage for lineage in dict.fromkeys(self.lineages) if protocol in self.asked[lineage]]
+        return [*asked, *dict.fromkeys(self.detr.lineages)] if protocol == "main" else asked
 
     def asked_of(self, lineage: str) -> dict[Sampling, list[int]]:
         """What an evaluation of the lineage runs: each way to sample that a protocol asks for, with its eval seeds.
 
         A lineage that the experiment does not name is asked the protocol main.
         """
+        if lineage in self.detr.lineages:
+            return self.detr.asked()
         asked: dict[Sampling, set[int]] = {}
         protocols = self.protocols.by_name()
         for name in self.asked.get(lineage, ["main"]):

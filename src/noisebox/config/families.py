@@ -8,6 +8,7 @@ from noisebox.config.section import Count, Section
 # One line a family: the module whose `FAMILY` says what its sections are.
 SECTIONS = {
     "diffusiondet": "noisebox.config.diffusiondet",
+    "detr": "noisebox.config.detr",
     "yolc": "noisebox.config.yolc",
     "bev": "noisebox.config.bev",
 }

@@ -57,6 +57,13 @@ def load_scale(name: str, root: Path = Path()) -> ScaleConfig:
         if family not in SECTIONS:
             raise UserError(f"{path}: families.{family} is no family; these are: {', '.join(SECTIONS)}")
         check_section(ScaleConfig, {"dataset": scale.dataset, **other}, path, f"families.{family}")
+    for family in SECTIONS:
+        line, own = graph.line_of(family), scale.of(family).dataset
+        if own != scale.dataset_of(line):
+            raise UserError(
+                f"{path}: family {family} has dataset {own!r}, but the line {line} has {scale.dataset_of(line)!r}: "
+                "give all families of a line the same"
+            )
     for lineage in scale.lengths:
         _named(lineage, path, "lengths", root)
     return scale

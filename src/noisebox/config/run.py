@@ -170,8 +170,8 @@ class ScaleConfig(Section):
 
     def dataset_of(self, line: str) -> str:
         """The name of the dataset of a line of research: that of its families."""
-        families = [family for family in self.families if graph.line_of(family) == line]
-        return self.of(families[0]).dataset if families else self.dataset
+        families = [family for family in graph.SECTION_OF if graph.line_of(family) == line]
+        return self.of(families[0]).dataset
 
     def of(self, family: str) -> "ScaleConfig":
         """The scale as a family has it."""

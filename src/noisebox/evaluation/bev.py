@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from noisebox import graph
-from noisebox.config import ExperimentConfig, ProtocolConfig, RunConfig, Sampling
+from noisebox.config import ExperimentConfig, RunConfig, Sampling
 from noisebox.config.experiment import BevLine
 from noisebox.data.bev import BevSplit
 from noisebox.data.bev_loader import BevSamples, depth_folder, evaluation_batches
 from noisebox.errors import UserError
 from noisebox.evaluation.evidence import check_classes, check_fit, pass_on, speed_rows, write_tsv
-from noisebox.evaluation.measuring import Asked, autocast, now
+from noisebox.evaluation.measuring import Asked, asked_of, autocast, now
 from noisebox.evaluation.segmentation import (
     Counts,
     SegmentationMetrics,
@@ -95,13 +95,6 @@ def measure(
     return measured
 
 
-def asked_of(model: Segmenter, protocol: ProtocolConfig) -> Asked:
-    """What an evaluation runs; a model that draws no noise gives the same however it is asked, so it is asked once."""
-    if model.deterministic:
-        return {Sampling(steps=1): [0]}
-    return dict.fromkeys(protocol.asked(), protocol.eval_seeds)
-
-
 def evaluate_run(
     model: Segmenter, task: BevTask, checkpoint: Path, experiment: ExperimentConfig, classes: list[str]
 ) -> None:
@@ -117,7 +110,7 @@ def evaluate(
     Raises UserError when the model cannot sample so, or was trained for other classes than the dataset has.
     """
     check_classes(checkpoint, classes, split.classes, config.dataset)
-    asked = asked_of(model, line.protocol)
+    asked = asked_of(model, dict.fromkeys(line.protocol.asked(), line.protocol.eval_seeds))
     check_fit(model, checkpoint, asked)
     pictured = pictured_places(line, split)
     placed(model, config)

@@ -12,7 +12,7 @@ from noisebox.config import ExperimentConfig, RunConfig, Sampling
 from noisebox.data.coco import CocoSplit
 from noisebox.evaluation.breakdown import breakdown
 from noisebox.evaluation.evidence import check_classes, check_fit, pass_on, speed_rows, write_tsv
-from noisebox.evaluation.measuring import Asked
+from noisebox.evaluation.measuring import Asked, asked_of
 from noisebox.evaluation.protocol import Measurement, measure
 from noisebox.files import sha256, write_json
 from noisebox.machine import placed
@@ -28,7 +28,7 @@ def evaluate_run(
 ) -> None:
     """What `noisebox evaluate` does: all that the experiment asks of the lineage."""
     config = task.config
-    asked = experiment.asked_of(config.lineage)
+    asked = asked_of(model, experiment.asked_of(config.lineage))
     evaluate(model, config, checkpoint, asked, experiment.pictures.images, task.val, classes)
 
 

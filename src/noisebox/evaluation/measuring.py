@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from noisebox.config import Sampling
+from noisebox.models import Model
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Asked = Mapping[Sampling, Sequence[int]]  # each way to sample, with the eval seeds to run it under
+
+
+def asked_of(model: Model, asked: Asked) -> Asked:
+    """What an evaluation runs; a model that draws no noise gives the same however it is asked, so it is asked once."""
+    return {Sampling(steps=1): [0]} if model.deterministic else asked
 
 
 def autocast(device: str, precision: str) -> torch.autocast:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noisebox import graph
 from noisebox.config import RunConfig, Sampling
 from noisebox.data.catalog import open_split
 from noisebox.data.coco import CocoSplit, ImageRecord
@@ -15,7 +16,7 @@ from noisebox.data.loader import evaluation_batches
 from noisebox.diffusion.sampler import Prediction, RowKey, sampling_times
 from noisebox.errors import UserError, what_fits
 from noisebox.evaluation.boxes import pictures
-from noisebox.evaluation.measuring import autocast
+from noisebox.evaluation.measuring import asked_of, autocast
 from noisebox.evaluation.predict import runnable
 from noisebox.evaluation.protocol import measure
 from noisebox.files import write_json
@@ -36,23 +37,25 @@ def write_trajectories(
 
     A trajectory has for each step the time `t`, the P noisy boxes `given` to the denoiser, and what it makes of each:
     `boxes_xyxy`, and of its classes the one of the highest score, in `labels` and `scores`. Boxes are in pixels of the
-    stored image; a box has its place in every list of every step.
+    stored image; a box has its place in every list of every step. Of a detector that draws no noise, trajectories have
+    no steps.
 
-    Raises UserError when an image is not of the split, or the checkpoint's detector does not denoise boxes.
+    Raises UserError when an image is not of the split, or the checkpoint's detector draws noise but denoises no boxes.
     """
     model, config, _ = load_model(checkpoint)
-    if not isinstance(model, DiffusionDet):
+    if not isinstance(model, DiffusionDet) and not model.deterministic:
         raise UserError(f"{checkpoint} is a {type(model).__name__}, which denoises no boxes: show a diffusion detector")
-    split = chosen_images(open_split(config.dataset, "val"), chosen or None, first)
+    manifest = graph.data_manifest(graph.line_of(config.family))
+    split = chosen_images(open_split(config.dataset, "val", manifest_file=manifest), chosen or None, first)
     config = runnable(config, config.eval_batch_size)
     sampling = Sampling(steps=steps)
-    asked = {sampling: [eval_seed]}
+    asked = asked_of(model, {sampling: [eval_seed]})
     placed(model, config)
     with Progress(f"show {config.lineage} seed{config.seed}", len(split.images)) as progress:
         measured = measure(model, split, config, asked, progress)
-    paths = trajectories(model, split, config, eval_seed, sampling)
+    paths = trajectories(model, split, config, eval_seed, sampling) if isinstance(model, DiffusionDet) else {}
     content = pictures(split, len(split.images), asked, measured)
-    images = [{**image, "trajectory": paths[image["id"]]} for image in content["images"]]
+    images = [{**image, "trajectory": paths.get(image["id"], [])} for image in content["images"]]
     write_json(path, {**content, "classes": list(split.classes), "images": images})
 
 

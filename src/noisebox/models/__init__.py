@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # One line a family: the module whose `build(config, num_classes, fetch_weights)` makes its model.
 FAMILIES = {
     "diffusiondet": "noisebox.models.diffusiondet",
+    "detr": "noisebox.models.detr",
     "yolc": "noisebox.models.yolc",
     "bev": "noisebox.models.bev",
 }
@@ -58,6 +59,11 @@ class Model(nn.Module, ABC):
     def compiled(self) -> list[nn.Module]:
         """The modules that `solver.compile` compiles, each by itself; by default those that the model is made of."""
         return list(self.children())
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether it draws no noise, and so says the same under every eval seed and at every count of steps."""
+        return False
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Raises UserError, in one sentence, when the model cannot sample so."""
@@ -100,11 +106,6 @@ class Detector(Model):
 
 class Segmenter(Model):
     """Draws maps of the ground."""
-
-    @property
-    @abstractmethod
-    def deterministic(self) -> bool:
-        """Whether it draws no noise, and so says the same under every eval seed and at every count of steps."""
 
     @abstractmethod
     def forward(self, batch: BevBatch, seed: int, step: int) -> dict[str, Tensor]: ...

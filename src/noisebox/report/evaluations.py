@@ -290,25 +290,28 @@ class Asked:
 
 
 def asked(runs: Sequence[Run], experiment: ExperimentConfig) -> dict[str, Asked]:
-    """The rows for each protocol: lineages in the experiment's order, rising steps, train seeds as given.
+    """The rows for each protocol: lineages in the experiment's order, rising steps, train seeds as given. A lineage
+    that draws no noise has one row a train seed.
 
     Raises UserError, naming file and command, when an evaluation lacks a row that is asked for.
     """
     results, speed = _Rows([run.results for run in runs]), _Rows([run.speed for run in runs])
-    protocols = experiment.protocols.by_name()
+    protocols, once = experiment.protocols.by_name(), experiment.detr.asked()
     found = {}
     for name in ProtocolsConfig.model_fields:
         protocol = protocols.get(name)
-        samplings = dict.fromkeys(sorted(protocol.asked(), key=lambda sampling: sampling.steps) if protocol else [])
+        samplings = sorted(protocol.asked(), key=lambda sampling: sampling.steps) if protocol else []
+        eval_seeds = list(dict.fromkeys(protocol.eval_seeds if protocol else []))
+        ways = dict.fromkeys(samplings, eval_seeds)
         taken = [
-            (run.lineage, run.train_seed, sampling)
+            (run, sampling, under)
             for lineage in experiment.lineages_asked(name)
-            for sampling in samplings
+            for sampling, under in (once if lineage in experiment.detr.lineages else ways).items()
             for run in runs
             if run.lineage == lineage
         ]
-        eval_seeds = list(dict.fromkeys(protocol.eval_seeds if protocol else []))
-        found[name] = Asked(results.of(taken, eval_seeds, name), speed.of(taken, [None], name))
+        timed = [(run, sampling, [None]) for run, sampling, _ in taken]
+        found[name] = Asked(results.of(taken, name), speed.of(timed, name))
     return found
 
 
@@ -334,13 +337,11 @@ class _Rows:
         keys = zip(self.table["run"], self.table["train_seed"], eval_seeds, *ways, strict=True)
         self.place = {key: row for row, key in enumerate(keys)}
 
-    def of(
-        self, taken: Sequence[tuple[str, int, Sampling]], eval_seeds: Sequence[int | None], protocol: str
-    ) -> pd.DataFrame:
-        """The rows of each lineage, train seed and sampling, for each eval seed (None in speed.tsv), in that order."""
+    def of(self, taken: Sequence[tuple[Run, Sampling, Sequence[int | None]]], protocol: str) -> pd.DataFrame:
+        """The rows of each run and sampling, for each of its eval seeds (None in speed.tsv), in that order."""
         found = []
-        for lineage, train_seed, sampling in taken:
-            way = sampling.columns().values()
+        for run, sampling, eval_seeds in taken:
+            lineage, train_seed, way = run.lineage, run.train_seed, sampling.columns().values()
             for eval_seed in eval_seeds:
                 row = self.place.get((lineage, train_seed, eval_seed, *way))
                 if row is None:

@@ -81,8 +81,8 @@ def report_entries(experiment: ExperimentConfig, runs: Sequence[Evaluated], root
         path, digest = run.results.iloc[0][["ckpt", "ckpt_sha256"]]
         size = run.provenance.get("checkpoint", {}).get("size")
         entries.append(Entry(path, digest, size, CHECKPOINT, **facts))
-        line = next(name for name, line in experiment.lines().items() if run.lineage in line.lineages)
-        written = graph.evaluation_outputs(run.lineage, run.train_seed, line)
+        section = next(name for name, section in experiment.sections().items() if run.lineage in section.lineages)
+        written = graph.evaluation_outputs(run.lineage, run.train_seed, section)
         entries += [entry_of(root, name, PurePosixPath(name).stem, **facts) for name in written]
     tables = [path for path in graph.report_outputs() if path.endswith(".tsv") and path != graph.RESULTS_MANIFEST]
     return entries + [entry_of(root, path, TABLE) for path in tables]
@@ -91,10 +91,11 @@ def report_entries(experiment: ExperimentConfig, runs: Sequence[Evaluated], root
 def _facts(experiment: ExperimentConfig, run: Evaluated) -> dict[str, Any]:
     provenance = run.provenance
     commit = provenance.get("git_commit") or ""
+    main = ["main"] if run.lineage in experiment.detr.lineages else []
     return {
         "lineage": run.lineage,
         "train_seed": run.train_seed,
-        "protocols": ",".join(experiment.asked.get(run.lineage, [])),
+        "protocols": ",".join(experiment.asked.get(run.lineage, main)),
         "git_commit": f"{commit}-dirty" if commit and provenance.get("git_dirty") else commit,
         "data_hash": provenance.get("data_hash") or "",
         "when": provenance.get("checkpoint", {}).get("written") or "",

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 
 from noisebox.report.markdown import listed, number, plural, signed
+from noisebox.report.sections import at_steps
 from noisebox.report.tables import Row, records
 
 FEW = 3  # lineages that a sentence names one by one
@@ -45,6 +46,9 @@ def _levels(main: pd.DataFrame) -> str:
     sentence = f"At {plural(fewest, 'sampling step')} AP (0–100) {_range(main[main['sample_step'] == fewest])}"
     if most > fewest:
         sentence += f"; at {plural(most, 'step')} it {_range(main[main['sample_step'] == most])}"
+    noiseless = main[main["sample_step"].isna()]
+    if len(noiseless):
+        sentence += f"; without steps, because no noise is drawn, it {_range(noiseless)}"
     seeds = " or ".join(str(count) for count in sorted(main["train_seeds"].unique()))
     if seeds == "1":
         return (
@@ -101,7 +105,7 @@ def _against_teacher(row: Row) -> str:
 
 def _against(rows: pd.DataFrame) -> str:
     changes = listed(
-        f"{signed(row['delta'])} at {plural(row['sample_step'], 'step')} "
+        f"{signed(row['delta'])}{at_steps(row)} "
         f"({number(row['reference_AP'])} → {number(row['AP'])}, {row['delta_verdict']})"
         for row in records(rows)
     )

@@ -5,7 +5,7 @@ A lineage looks the same in every plot, by its place in the experiment. The same
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +140,10 @@ def _by_iteration(curves: Sequence[Curve], block: float) -> pd.DataFrame:
     return table.groupby(np.ceil(table["iteration"] / block)).mean().set_index("iteration")
 
 
-def steps_plot(results: pd.DataFrame, looks: Mapping[str, Look], path: Path) -> None:
-    """Draw AP against sampling steps: mean over train seeds with its interval, each train seed a point."""
+def steps_plot(results: pd.DataFrame, looks: Mapping[str, Look], path: Path, noiseless: Collection[str] = ()) -> None:
+    """Draw AP against sampling steps: mean over train seeds with its interval, each train seed a point; what is
+    `noiseless` as `at_every_step` has it."""
+    results = at_every_step(results, noiseless)
     summary, points = summarise(results), seed_means(results)
     with figure_of(path, lines_of(looks)) as (axes,):
         for aside, (lineage, look) in zip(_asides(len(looks)), looks.items(), strict=True):
@@ -153,6 +155,15 @@ def steps_plot(results: pd.DataFrame, looks: Mapping[str, Look], path: Path) -> 
             dots.set(markersize=2.4, markeredgewidth=0, alpha=0.6)
         _steps_axis(axes, results["sample_step"])
         _ap_axis(axes, summary, points["AP"])
+
+
+def at_every_step(results: pd.DataFrame, noiseless: Collection[str]) -> pd.DataFrame:
+    """Results in which lineages that draw no noise, and so have no steps, have the same rows at each step count of the
+    others."""
+    once = results["run"].isin(list(noiseless))
+    others, same = results[~once], results[once]
+    repeated = [same.assign(sample_step=steps) for steps in others["sample_step"].unique()]
+    return pd.concat([others, *repeated], ignore_index=True)
 
 
 def tradeoff_plot(table: pd.DataFrame, looks: Mapping[str, Look], path: Path) -> None:

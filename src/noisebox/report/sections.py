@@ -5,6 +5,7 @@ The numbers and verdicts are those of `tables/*.tsv`, rounded there already.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -85,7 +86,7 @@ def main(rows: pd.DataFrame) -> str:
         [
             f"`{row['run']}`",
             row["iterations"],
-            str(row["sample_step"]),
+            steps_cell(row),
             number(row["AP"]),
             interval_cell(row, "AP", number),
             ABSENT if row["train_seeds"] == 1 else number(row["AP_std"]),
@@ -101,7 +102,8 @@ def main(rows: pd.DataFrame) -> str:
     caption = (
         "*AP: mean over train seeds of each one's mean over eval seeds; AP50 and AP75 likewise. 95 % interval: "
         f"Student's t over the train seeds' means. {reach_note(rows)}{below} std: population standard deviation across "
-        f"these means; flat std: of all runs. Iterations: of the lineage's last stage.* {numbers_link('main')}"
+        f"these means; flat std: of all runs. Iterations: of the lineage's last stage.{noiseless_note(rows)}* "
+        f"{numbers_link('main')}"
     )
     return f"{table(header, cells)}\n\n{caption}"
 
@@ -110,6 +112,31 @@ def searches(experiment: ExperimentConfig) -> str:
     """Where the page of each search lies."""
     of_recipe = experiment.every_search().items()
     return "\n".join(f"- [`{name}`](searches/{name}.md): short trainings of `{recipe}`" for name, recipe in of_recipe)
+
+
+def steps_cell(row: Row) -> str:
+    """A count of sampling steps, or a dash where there are none to count."""
+    return _count(row["sample_step"])
+
+
+def at_steps(row: Row) -> str:
+    """` at 5 steps`, or nothing where there are none to count."""
+    return "" if pd.isna(row["sample_step"]) else f" at {plural(row['sample_step'], 'step')}"
+
+
+def _count(value: Any) -> str:
+    return ABSENT if pd.isna(value) else str(value)
+
+
+def _eval_seeds(row: Row) -> str:
+    """` × 5 eval seeds`, or nothing where there are none to count."""
+    return "" if pd.isna(row["eval_seeds"]) else f" × {row['eval_seeds']} eval seeds"
+
+
+def noiseless_note(rows: pd.DataFrame) -> str:
+    """Which lineages have neither sampling steps nor eval seeds, and why; nothing where all have both."""
+    names = listed(f"`{run}`" for run in rows["run"][rows["sample_step"].isna()])
+    return f" {ABSENT}: no noise is drawn by {names}, so each checkpoint has one value." if names else ""
 
 
 def reach_note(rows: pd.DataFrame) -> str:
@@ -135,7 +162,7 @@ def judged_cells(row: Row, name: str) -> list[str]:
 
 
 def seeds_cell(row: Row) -> str:
-    return f"{row['train_seeds']} × {row['eval_seeds']}"
+    return f"{row['train_seeds']} × {_count(row['eval_seeds'])}"
 
 
 def _spread(row: Row, name: str) -> str:
@@ -167,21 +194,22 @@ def nan_note(results: pd.DataFrame) -> list[str]:
 def train_seeds(steps: pd.DataFrame) -> str:
     """AP of each train seed, a column each."""
     seeds = list(steps["train_seed"].unique())
-    cells: dict[tuple[str, int], list[str]] = {}
+    cells: dict[tuple[str, str], list[str]] = {}
     for row in records(steps):
         linked = link(number(row["AP"]), results_path(row["run"], row["train_seed"]))
-        cells.setdefault((row["run"], row["sample_step"]), []).append(linked)
-    rows = [[f"`{run}`", str(step), *values] for (run, step), values in cells.items()]
+        cells.setdefault((row["run"], steps_cell(row)), []).append(linked)
+    rows = [[f"`{run}`", step, *values] for (run, step), values in cells.items()]
     caption = f"*AP; each value links to its results.tsv.* {numbers_link('steps')}"
     return f"{table(['lineage', 'steps', *(f'train seed {seed}' for seed in seeds)], rows)}\n\n{caption}"
 
 
 def steps_caption(main: pd.DataFrame) -> str:
     """What the plot of AP against steps shows."""
+    same = " What draws no noise is the same at all steps." if main["sample_step"].isna().any() else ""
     overlap = " Bars that overlap say nothing of a difference, which is paired: see [Differences](#differences)."
     return (
         f"*AP against sampling steps, lineages beside each other: mean over train seeds (line){bars(main)}, each train "
-        f"seed (points).{overlap if bars(main) else ''}* {numbers_link('steps')}"
+        f"seed (points).{same}{overlap if bars(main) else ''}* {numbers_link('steps')}"
     )
 
 
@@ -199,7 +227,7 @@ def classes(main: pd.DataFrame) -> str:
     rows = [
         [
             f"`{row['run']}`",
-            str(row["sample_step"]),
+            steps_cell(row),
             *(ABSENT if name in absent else number(row[name]) for name in columns),
         ]
         for row in records(main)
@@ -232,7 +260,7 @@ def differences(rows: pd.DataFrame) -> str:
     ]
     cells = [
         [
-            *[f"`{row['run']}`", f"{row['relation']} `{row['reference']}`", str(row["sample_step"])],
+            *[f"`{row['run']}`", f"{row['relation']} `{row['reference']}`", steps_cell(row)],
             *[*judged_cells(row, "delta"), ABSENT if math.isnan(row["delta_p_holm"]) else p_cell(row["delta_p_holm"])],
             *[str(row["pairs"]), str(row["train_seeds"]), links(row["results"]), links(row["reference_results"])],
         ]
@@ -258,8 +286,7 @@ def unpaired_note(rows: pd.DataFrame) -> str:
     if parted.empty:
         return ""
     told = listed(
-        f"{plural(row['unpaired'], 'run')} of `{row['run']}` and `{row['reference']}` at "
-        f"{plural(row['sample_step'], 'step')}"
+        f"{plural(row['unpaired'], 'run')} of `{row['run']}` and `{row['reference']}`{at_steps(row)}"
         for row in records(parted)
     )
     return f" Only seeds that both sides have count; left out: {told}."
@@ -422,7 +449,7 @@ def errors(rows: pd.DataFrame) -> str:
         (row, *_), costs = records(own), own["cost"]
         cells.append(
             [
-                *[f"`{lineage}`", row["sample_step"], number(row["AP50"]), *(signed(cost) for cost in costs)],
+                *[f"`{lineage}`", steps_cell(row), number(row["AP50"]), *(signed(cost) for cost in costs)],
                 *[seeds_cell(row), links(row["breakdown"])],
             ]
         )
@@ -440,7 +467,7 @@ def errors(rows: pd.DataFrame) -> str:
 def sizes(rows: pd.DataFrame) -> str:
     """AP by class and size at once."""
     objects = {row["class"]: row["objects"] for row in records(rows)}
-    steps = {row["run"]: row["sample_step"] for row in records(rows)}
+    steps = {row["run"]: steps_cell(row) for row in records(rows)}
     ap = {(row["run"], row["class"], size): row[size] for row in records(rows) for size in SIZES}
     most = sorted(objects, key=lambda name: -objects[name])[:MOST_CLASSES]
     columns = [
@@ -482,7 +509,7 @@ def speed(rows: pd.DataFrame) -> str:
     cells = [
         [
             f"`{row['run']}`",
-            str(row["sample_step"]),
+            steps_cell(row),
             f"{row['s_per_img']:.4f}",
             f"{row['img_per_s']:.1f}",
             f"{row['ratio']:.1f}",
@@ -491,7 +518,7 @@ def speed(rows: pd.DataFrame) -> str:
         for row in records(rows)
     ]
     where = listed(
-        f"{row['device']} (threads {row['threads']}; batches of {row['batch']} images × {row['eval_seeds']} eval seeds)"
+        f"{row['device']} (threads {row['threads']}; batches of {row['batch']} images{_eval_seeds(row)})"
         for row in records(rows)
     )
     caption = (

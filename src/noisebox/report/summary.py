@@ -63,18 +63,18 @@ class Evidence:
     pictured: dict[str, Pictures]
 
     def tabulated(self) -> Tables:
-        main = self.asked["main"]
+        main, noiseless = self.asked["main"], self.experiment.detr.lineages
         return Tables(
-            main=tables.main_table(main.results, self.iterations),
-            differences=tables.differences_table(main.results),
-            steps=tables.steps_table(main.results),
-            speed=tables.speed_table(main.speed),
+            main=tables.without_noise(tables.main_table(main.results, self.iterations), noiseless),
+            differences=tables.without_noise(tables.differences_table(main.results), noiseless),
+            steps=tables.without_noise(tables.steps_table(main.results), noiseless),
+            speed=tables.without_noise(tables.speed_table(main.speed), noiseless),
             tradeoff=tables.tradeoff_table(self.asked["steps"]),
             guidance=tables.guidance_table(self.asked["guidance"]),
             ablations=tables.ablations_table(self.asked["ablations"], self.experiment.ablations, self.iterations),
             distillation=tables.distillation_table(self.asked["distillation"], self.taught),
-            errors=tables.errors_table(self.of_main()),
-            sizes=tables.sizes_table(self.of_main()),
+            errors=tables.without_noise(tables.errors_table(self.of_main()), noiseless),
+            sizes=tables.without_noise(tables.sizes_table(self.of_main()), noiseless),
         )
 
     def of_main(self) -> list[Run]:
@@ -84,10 +84,11 @@ class Evidence:
 
     def scalars(self) -> dict[str, dict[str, float | None]]:
         """By lineage, those that are not in the main table included, what it has of the protocol main."""
-        main, lineages = self.experiment.protocols.main, dict.fromkeys(self.experiment.lineages)
-        every = unguided(self.runs, list(lineages), main.eval_seeds).results
-        found = tables.scalars(every[every["sample_step"].isin(main.sample_steps)])
-        return {lineage: found.get(lineage, {}) for lineage in lineages}
+        main, noiseless = self.experiment.protocols.main, self.experiment.detr.lineages
+        every = unguided(self.runs, list(dict.fromkeys(self.experiment.lineages)), main.eval_seeds).results
+        asked, once = every[every["sample_step"].isin(main.sample_steps)], self.asked["main"].results
+        found = tables.scalars(pd.concat([asked, once[once["run"].isin(noiseless)]]), noiseless)
+        return {lineage: found.get(lineage, {}) for lineage in self.experiment.detectors()}
 
 
 def gather(experiment: ExperimentConfig, root: Path) -> Evidence:
@@ -95,7 +96,7 @@ def gather(experiment: ExperimentConfig, root: Path) -> Evidence:
 
     Raises UserError when one is missing or broken, or lacks a row that a protocol asks for.
     """
-    lineages, seeds = dict.fromkeys(experiment.lineages), dict.fromkeys(experiment.train_seeds)
+    lineages, seeds = experiment.detectors(), dict.fromkeys(experiment.train_seeds)
     runs = [read_run(lineage, seed, root) for lineage in lineages for seed in seeds]
     rows = asked(runs, experiment)
     if experiment.protocols.distillation:
@@ -149,15 +150,14 @@ def _write_metrics(metrics: Mapping[str, Mapping[str, float | None]], folder: Pa
 
 def _write_plots(evidence: Evidence, found: Tables, folder: Path) -> None:
     """Every plot; words in place of those that have nothing to draw."""
-    lineages = dict.fromkeys(evidence.experiment.lineages)
-    looks = {lineage: plots.appearance(place) for place, lineage in enumerate(lineages)}
+    looks = {lineage: plots.appearance(place) for place, lineage in enumerate(evidence.experiment.detectors())}
     of_main, of_tradeoff = (
         {lineage: looks[lineage] for lineage in table["run"].unique()} for table in (found.main, found.tradeoff)
     )
     curves = [curve for curve in training_curves(evidence.runs) if curve.lineage in of_main]
     points = tables.tradeoff_table(evidence.asked["distillation"])
     plots.loss_plot(curves, of_main, folder / "loss.png")
-    plots.steps_plot(evidence.asked["main"].results, of_main, folder / "steps.png")
+    plots.steps_plot(evidence.asked["main"].results, of_main, folder / "steps.png", evidence.experiment.detr.lineages)
     breakdowns = tables.of_lineage(evidence.of_main())
     detail.curves_plot(breakdowns, of_main, folder / "curves.png")
     detail.confusion_plot(breakdowns, folder / "confusion.png")

@@ -8,7 +8,7 @@ in `delta_verdict`; the interval is the plain one, of this difference alone.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -373,6 +373,14 @@ def _seconds(speed: pd.DataFrame) -> float:
     return mean_of(speed["inference_s_per_img"])
 
 
+def without_noise(table: pd.DataFrame, lineages: Collection[str]) -> pd.DataFrame:
+    """A finished table in which those of `lineages`, which draw no noise, have neither sampling steps nor eval seeds:
+    they have one value a train seed, whatever else was asked."""
+    fixed = table["run"].isin(list(lineages))
+    counts = [name for name in ("sample_step", "eval_seeds") if name in table]
+    return table.assign(**{name: table[name].convert_dtypes().mask(fixed) for name in counts})
+
+
 def rounded(table: pd.DataFrame) -> pd.DataFrame:
     """AP, seconds and ratios with as many decimals as in every table."""
     decimals = {
@@ -383,12 +391,13 @@ def rounded(table: pd.DataFrame) -> pd.DataFrame:
     return table.round({name: decimals.get(name, DECIMALS) for name in numbers})
 
 
-def scalars(results: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+def scalars(results: pd.DataFrame, noiseless: Collection[str] = ()) -> dict[str, dict[str, float | None]]:
     """The `metrics/<lineage>.json` of each lineage in some results: AP, its standard deviation across train seeds, and
-    AP50, at each step count; None where there is no number."""
+    AP50, at each step count, or once if it is `noiseless`; None where there is no number."""
     metrics: dict[str, dict[str, float | None]] = {}
     for row in records(summarise(results, ["AP", "AP50"]).round(DECIMALS)):
-        values = {f"{name}@{row['sample_step']}": row[name] for name in ("AP", "AP_std", "AP50")}
+        at = "" if row["run"] in noiseless else f"@{row['sample_step']}"
+        values = {f"{name}{at}": row[name] for name in ("AP", "AP_std", "AP50")}
         metrics.setdefault(row["run"], {}).update({key: None if math.isnan(v) else v for key, v in values.items()})
     return metrics
 

@@ -89,19 +89,21 @@ def write_show(files: Mapping[str, Path], out: Path, root: Path) -> list[Path]:
     """Draw what `evaluation.trajectory` wrote of each lineage, with the images found below `root`.
 
     Writes below `out` the grid `detections.png`, and for each image the strip `<id>-steps.png` and the film
-    `<id>-film.png`. Returns what was written; raises UserError when the lineages cannot be shown side by side.
+    `<id>-film.png` of those that denoise. Returns what was written; raises UserError when the lineages cannot be shown
+    side by side.
     """
     of = {lineage: read_trajectories(path) for lineage, path in files.items()}
-    first = next(iter(of.values()))
+    denoising = {lineage: each for lineage, each in of.items() if any(each.steps)}
+    name, first = next(iter({**denoising, **of}.items()))  # one with steps, if there is one
     for lineage, other in of.items():
-        if other.classes != first.classes or _lengths(other) != _lengths(first):
-            raise UserError(f"{lineage!r} has other classes or steps than {next(iter(of))!r}: show them one by one")
+        if other.classes != first.classes or (lineage in denoising and _lengths(other) != _lengths(first)):
+            raise UserError(f"{lineage!r} has other classes or steps than {name!r}: show them one by one")
     written = [out / "detections.png"]
     grid = picture_grid({lineage: each.pictures for lineage, each in of.items()}, first.classes, root)
     write_png(grid, written[0])
-    for place, image in enumerate(first.pictures.images):
+    for place, image in enumerate(first.pictures.images if denoising else ()):
         photograph = load_photograph(root, image)
-        steps = {lineage: each.steps[place] for lineage, each in of.items()}
+        steps = {lineage: each.steps[place] for lineage, each in denoising.items()}
         written += [out / f"{image.id}-steps.png", out / f"{image.id}-film.png"]
         write_png(strip(photograph, steps, first.classes), written[-2])
         write_film(*film(photograph, steps, first.classes), written[-1])

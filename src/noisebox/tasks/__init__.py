@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 # One line a family: the module whose `open_task(config)` opens its task.
 TASKS = {
     "diffusiondet": "noisebox.tasks.detection",
+    "detr": "noisebox.tasks.detection",
     "yolc": "noisebox.tasks.detection",
     "bev": "noisebox.tasks.bev",
 }
 # One line a family: the module whose `evaluate_run` evaluates on its task; a training does not depend on it.
 EVALUATIONS = {
     "diffusiondet": "noisebox.evaluation.boxes",
+    "detr": "noisebox.evaluation.boxes",
     "yolc": "noisebox.evaluation.aerial",
     "bev": "noisebox.evaluation.bev",
 }

@@ -1,13 +1,14 @@
 """The set-prediction loss: classes, boxes and their quality at every stage of the head, and the last stage's graph."""
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from noisebox.config.diffusiondet import LossConfig
 from noisebox.models.diffusiondet.head import HeadOutput
 from noisebox.models.diffusiondet.matcher import Matches, PaddedTargets, match, pairwise_iou
+from noisebox.models.distributed import mean_over_processes
 
 # Attention below this costs no more: a sparse graph has edges that are exactly zero.
 LEAST_ATTENTION = 1e-8
@@ -43,7 +44,7 @@ def set_prediction_loss(
     if config.box_loss_iou_weight_power > 0:
         weight = _own_iou(boxes, goals) ** config.box_loss_iou_weight_power
         l1, giou = l1 * weight[..., None], giou * weight
-    count = _mean_over_processes(matched.sum((1, 2)).to(logits.dtype)).clamp(min=1)
+    count = mean_over_processes(matched.sum((1, 2)).to(logits.dtype)).clamp(min=1)
     terms = {
         "loss_ce": config.class_weight * classes.sum((1, 2, 3)) / count,
         "loss_bbox": config.l1_weight * l1.sum((1, 2, 3)) / count,
@@ -97,11 +98,3 @@ def _own_iou(boxes_xyxy: Tensor, goals_xyxy: Tensor) -> Tensor:
 def _last_stage(output: HeadOutput) -> HeadOutput:
     quality = None if output.quality is None else output.quality[-1:]
     return HeadOutput(output.logits[-1:], output.boxes_xyxy[-1:], quality, output.attention)
-
-
-def _mean_over_processes(count: Tensor) -> Tensor:
-    """`count` averaged over the processes that share a batch, whose gradients are averaged as well."""
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(count)
-        return count / distributed.get_world_size()
-    return count

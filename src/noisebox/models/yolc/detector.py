@@ -43,6 +43,10 @@ class Yolc(Detector):
         self.num_classes = num_classes
         self.network = Network(config, num_classes, fetch_weights)
 
+    @property
+    def deterministic(self) -> bool:
+        return True
+
     def parts(self) -> dict[str, list[nn.Parameter]]:
         return {"backbone": list(self.network.backbone.parameters())}
 
