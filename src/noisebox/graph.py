@@ -84,7 +84,7 @@ _RUN = (
 _DATA = ("src/noisebox/data/catalog.py", "src/noisebox/data/datasets.py")
 _BOX_DATA = tuple(f"src/noisebox/data/{name}.py" for name in ("boxes", "coco", "visdrone"))
 _BEV_DATA = tuple(f"src/noisebox/data/{name}.py" for name in ("bev", "nuscenes", "nuscenes_tables"))
-_DEPTH = tuple(f"src/noisebox/data/{name}.py" for name in ("depth", "depth_check", "depth_stage"))
+_DEPTH = tuple(f"src/noisebox/data/{name}.py" for name in ("depth", "depth_check", "depth_stage", "npz"))
 CODE: dict[str, tuple[str, ...]] = {
     "data": (*_BASE, *_DATA, *_BOX_DATA, *_BEV_DATA, "src/noisebox/data/world"),
     "smoke": (*_RUN, "src/noisebox/training"),
@@ -121,6 +121,7 @@ FAMILY_CODE: dict[str, tuple[str, ...]] = {
         *_BEV_DATA,
         "src/noisebox/data/bev_loader.py",
         "src/noisebox/data/depth.py",
+        "src/noisebox/data/npz.py",
         "src/noisebox/evaluation/bev.py",
         "src/noisebox/evaluation/evidence.py",
         "src/noisebox/evaluation/segmentation.py",
