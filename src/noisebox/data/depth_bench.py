@@ -26,8 +26,7 @@ SWEEPS = 16  # different ones, which frames take in turn
 def bench_depth(frames: int = 500, workers: Sequence[int] = (1, 2)) -> dict[str, Any]:
     """Time `make_depth_gt` of `frames` frames at its default settings with each number of `workers`.
 
-    `frames_per_s` and `ms_per_frame` are by number of workers, as text; the clock is the wall's, from the call to the
-    last file, the start of processes included.
+    `frames_per_s` and `ms_per_frame` are by number of workers, as text, by the wall's clock.
     """
     frames_per_s = {}
     with tempfile.TemporaryDirectory() as folder:

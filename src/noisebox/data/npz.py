@@ -21,7 +21,8 @@ LARGEST = 2**32 - 2**16  # bytes of an array, so that with its header it needs n
 def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]], comment: bytes = b"") -> None:
     """Write what `np.savez_compressed` would: a member for each array, in C order. Equal arrays give equal bytes.
 
-    `comment` is the archive's, up to 65,535 bytes. Raises ValueError for more, and for an array larger than LARGEST.
+    `comment` is the archive's, up to 65,535 bytes; a text, as readers would take zip's own marks in it for the end.
+    Raises ValueError for more, and for an array larger than LARGEST.
     """
     if len(comment) > 0xFFFF:
         raise ValueError(f"the comment has {len(comment)} bytes; 65535 fit")
