@@ -34,6 +34,7 @@ RUN_FILES = (
     "config.yaml",
     "run.json",
 )
+BEST = {"bev": "best_mIoU.pth"}  # what a line calls its best.pth, where its users know another name
 BEV_EVALUATION_FILES = ("results.tsv", "speed.tsv", "confusion.json", "maps.npz", "training.csv", "run.json")
 EVALUATION_FILES = ("results.tsv", "speed.tsv", "detections.json", "breakdown.json", "training.csv", "run.json")
 AERIAL_EVALUATION_FILES = (*EVALUATION_FILES, "looks.npz")
@@ -228,8 +229,18 @@ def checkpoint(lineage: str, seed: int | str) -> str:
     return f"{run_folder(lineage, seed)}/model_final.pth"
 
 
-def run_outputs(lineage: str, seed: int | str) -> list[str]:
-    return [f"{run_folder(lineage, seed)}/{name}" for name in RUN_FILES]
+def best_checkpoint(line: str) -> str:
+    """The name of the checkpoint that validated best."""
+    return BEST.get(line, "best.pth")
+
+
+def run_files(line: str) -> list[str]:
+    """The names of RUN_FILES in a line of research."""
+    return [name.replace("best.pth", best_checkpoint(line)) for name in RUN_FILES]
+
+
+def run_outputs(lineage: str, seed: int | str, line: str = "detection") -> list[str]:
+    return [f"{run_folder(lineage, seed)}/{name}" for name in run_files(line)]
 
 
 def evaluation_folder(lineage: str, seed: int | str) -> str:

@@ -8,11 +8,10 @@ anywhere and repeated; `work/` itself goes last, in one step.
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from noisebox import graph
 from noisebox.errors import UserError
 from noisebox.files import atomic_path, clear_unfinished
 
@@ -72,10 +71,10 @@ def clear(work: Path) -> None:
             path.unlink()
 
 
-def publish(run: Path) -> None:
-    """Put every file of `graph.RUN_FILES` from `run/work` into its place in `run`, then remove `run/work`."""
+def publish(run: Path, names: Iterable[str]) -> None:
+    """Put every file of `names` from `run/work` into its place in `run`, then remove `run/work`."""
     work = run / WORK
-    for name in graph.RUN_FILES:
+    for name in names:
         with atomic_path(run / name) as temporary:
             try:
                 os.link(work / name, temporary)
