@@ -6,9 +6,10 @@ the image's stem, depth in graph.depth_folder(split).
 """
 
 import hashlib
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from noisebox import graph
 from noisebox.config.section import AboveZero, Count, Positive
-from noisebox.data.datasets import SPLITS, Dataset, Progress
+from noisebox.data.datasets import SPLITS, Dataset, EmbeddedDataset, Progress
 from noisebox.data.nuscenes import Frame, check_image, check_sweep, read_nuscenes
 from noisebox.errors import UserError
 from noisebox.files import expanded, sha256
@@ -82,13 +83,13 @@ class BevView(Dataset):
     max_depth: AboveZero = 50.0
 
     @property
+    @abstractmethod
     def names(self) -> tuple[str, ...]:
         """Of the label maps' values from 0 on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tables(self, name: str, root: Path) -> tuple[Path, str]:
         """The folder of the nuScenes root, and the version of its tables."""
-        raise NotImplementedError
 
     def open(self, name: str, split: str, root: Path) -> BevSplit:
         folder, version = self.tables(name, root)
@@ -139,10 +140,8 @@ class NuScenesDataset(BevView):
         return expanded(self.root, root), self.version
 
 
-class DriveDataset(BevView):
+class DriveDataset(BevView, EmbeddedDataset):
     """The embedded world as a nuScenes root: `train` and `val` scenes of `samples` samples, images of `image_size`."""
-
-    embedded: ClassVar[bool] = True
 
     kind: Literal["world_drive"]
     seed: Count = 0
