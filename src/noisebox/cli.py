@@ -112,6 +112,11 @@ def depth_gt(
     depths, and files in depth_gt/<split>/.
     """
     if nuscenes_root is None:
+        if more_cameras:
+            raise UserError(
+                f"{' '.join(more_cameras)!r} is one word too many: a stage of the graph takes its cameras from the "
+                "dataset; a split is named by --split"
+            )
         _depth_stage(split, workers, check)
         return
 

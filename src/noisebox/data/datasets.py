@@ -45,7 +45,7 @@ class EmbeddedDataset(Dataset):
         """Put it in its place; where another process was faster, its folder stays."""
         folder = root / graph.dataset_folder(name)
         try:
-            with atomic_folder(folder) as staged:
+            with atomic_folder(folder, first_stays=True) as staged:
                 self.draw(staged, progress)
         except OSError:
             if not self.is_complete(folder):
