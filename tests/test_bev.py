@@ -1,14 +1,24 @@
 """The BEV family whole: what the losses and maps depend on, DiffBEV beside its baseline, and diffusers' arithmetic."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from pydantic import ValidationError
 from small_bev import CLASSES, SMALL, make_batch, make_segmenter
 
-from noisebox.config import GuidanceConfig, Sampling
+from noisebox import graph
+from noisebox.config import GuidanceConfig, Sampling, resolve
 from noisebox.config.bev import BevConfig
+from noisebox.data.bev import BevSplit, NuScenesDataset
+from noisebox.data.nuscenes import Frame
 from noisebox.errors import UserError
+from noisebox.files import sha256
 from noisebox.randomness import KeyedRows, isolated, normal
+from noisebox.training.checkpoint import load_model
+from noisebox.training.loop import train
 
 ONE_STEP, THREE_STEPS = Sampling(steps=1), Sampling(steps=3)
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -260,3 +270,31 @@ def test_the_configuration_survives_a_checkpoint_and_refuses_widths_that_do_not_
         BevConfig(**(SMALL | {"bev_channels": 18, "diffusion": {}}))
     with pytest.raises(ValidationError, match="more than once"):
         BevConfig(**SMALL, diffusion={"conditions": ["depth", "depth"]})
+
+
+def test_the_best_checkpoint_is_named_after_its_metric(tmp_path):
+    config = resolve("lss", 0, "test", ROOT)
+    model = BevConfig(**SMALL)
+    solver = config.solver.model_copy(update={"max_iter": 2, "eval_every": 1})
+    config = config.model_copy(update={"model": model, "solver": solver})
+    run, scores = tmp_path / graph.run_folder("lss", 0), iter((7.0, 3.0))
+    batches = (make_batch([1], model) for _ in range(2))
+    train(config, run, CLASSES, lambda *_: batches, "", metric="mIoU", validate=lambda _: next(scores), root=ROOT)
+    assert sorted(path.name for path in run.iterdir()) == sorted(graph.run_files("bev"))
+    _, _, state = load_model(run / "best_mIoU.pth")
+    assert state["iteration"] == 1 and not (run / "best.pth").exists()
+    assert (run / "best_mIoU.pth.sha256").read_text().split() == [sha256(run / "best_mIoU.pth"), "best_mIoU.pth"]
+
+
+def test_a_camera_with_skew_is_refused():
+    matrix = np.array([[80.0, 0.0, 50.0], [0.0, 80.0, 30.0], [0.0, 0.0, 1.0]])
+    straight, skewed = (matrix + np.array([[0, skew, 0], [0, 0, 0], [0, 0, 0]]) for skew in (0.0, 1.5))
+    frames = tuple(
+        Frame("s", "scene", "CAM_FRONT", 0, Path("i.jpg"), Path("s.bin"), 100, 60, each, np.eye(4))
+        for each in (straight, skewed)
+    )
+    view = NuScenesDataset(kind="nuscenes", root="r", classes=["road"], size=(30, 200))
+    split = BevSplit("real/val", ("road",), frames, (Path("a.png"), Path("b.png")), view)
+    assert split.intrinsics(0).tolist() == [[160.0, 0.0, 100.0], [0.0, 40.0, 15.0], [0.0, 0.0, 1.0]]
+    with pytest.raises(UserError, match=r"i\.jpg: calibrated_sensor\.json gives its camera a skew of 1\.5 pixels"):
+        split.intrinsics(1)

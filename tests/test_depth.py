@@ -1,15 +1,16 @@
 """Depth ground truth: a real frame, known pixels, brute force; then files that are whole, resumed and told about."""
 
 import io
+import itertools
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -189,39 +190,34 @@ def command(root: Path, out: Path, *more: str) -> list[str]:
     return ["depth-gt", "--nuscenes-root", str(root), "--version", VERSION, "--output-dir", str(out), *more]
 
 
-def is_running(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+def make_and_die(out: Path, frames: tuple[Frame, ...], moment: int) -> None:
+    """Make the files with two workers; at the given one of its operations below `out`, end as by kill -9."""
+    passed = itertools.count(1)
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        paths = [Path(argument) for argument in arguments if isinstance(argument, str | os.PathLike)]
+        if any(path.is_relative_to(out) for path in paths) and next(passed) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    make_depth_gt(frames, out, SMALL, workers=2)
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="its processes are found in /proc")
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    """Killed with -9 among its files, it leaves whole files only, no process, and ends as if nothing had been."""
-    root = write_root(tmp_path / "nuscenes", scenes={"scene-0061": 90})
-    size = ("--height", "900", "--width", "1200")
+@pytest.mark.parametrize("moment", [150, 151, 152, 153, 154, 155])
+def test_a_killed_run_goes_on_to_the_same_bytes(moment: int, tmp_path: Path) -> None:
+    """Killed with -9 among its files, it leaves whole files only, and ends as if nothing had been."""
+    root = write_root(tmp_path / "nuscenes", scenes={"scene-0061": 40})
     frames = read_nuscenes(root, VERSION).frames("train")
-    make_depth_gt(frames, tmp_path / "alone", DepthSettings(900, 1200), workers=1)
+    make_depth_gt(frames, tmp_path / "alone", SMALL, workers=1)
     expected = {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()}
-    making = [sys.executable, "-m", "noisebox", *command(root, tmp_path, "--workers", "2", *size)]
-    started = subprocess.Popen(making, stderr=subprocess.DEVNULL)
     out = tmp_path / "train_depth"
-    while not list(out.glob("*.npz")):
-        assert started.poll() is None
-        time.sleep(0.005)
-    workers = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
-    started.send_signal(signal.SIGKILL)
-    started.wait()
-    assert len(workers) >= 2
-    for _ in range(6000):
-        if not any(is_running(int(worker)) for worker in workers):
-            break
-        time.sleep(0.005)
-    assert not any(is_running(int(worker)) for worker in workers)
+    started = multiprocessing.get_context("spawn").Process(target=make_and_die, args=(out, frames, moment))
+    started.start()
+    started.join()
+    assert started.exitcode == -signal.SIGKILL
     left = {path.name: path.read_bytes() for path in out.glob("*.npz")}
     assert 0 < len(left) < len(expected) and left.items() <= expected.items()
-    subprocess.run(making, check=True, capture_output=True)
+    make_depth_gt(frames, out, SMALL, workers=2)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
 
 
@@ -258,6 +254,8 @@ def test_the_runbooks_options(root: Path, tmp_path: Path, command_line: CommandL
     code, _, told = command_line(*command(root, tmp_path, "--check", "--split", "val"))
     assert code == 2 and "val_depth" in told and "does not exist" in told
     assert not (tmp_path / "val_depth_report.tsv").exists()
+    code, _, told = command_line("depth-gt", "val")
+    assert code == 2 and "'val' is one word too many" in told and "--split" in told
     code, _, told = command_line(*command(root, tmp_path, "--cameras", "CAM_FRON"))
     assert code == 2 and "did you mean 'CAM_FRONT'?" in told
 

@@ -161,6 +161,7 @@ def test_a_planted_fault_is_found(
         (finding.severity, finding.where) == (severity, where) and what in finding.what for finding in findings
     ), findings
     assert all(finding.fits for finding in findings)
+    assert len({finding.what for finding in findings}) == len(findings)
     assert severity == "error" or {finding.severity for finding in findings} == {"warning"}
     code, said, told = command_line("check", "nuscenes", root, "--classes", 6)
     assert code == (2 if severity == "error" else 0)

@@ -163,7 +163,10 @@ def test_a_search_and_what_takes_its_best_are_stages(project: Path) -> None:
     )
     assert_same_jobs(project)
     waiting = {job.command for job in snakemake_jobs(project).values() if "reports/searches/faster.csv" in job.inputs}
-    assert waiting == {"noisebox report --search faster", *(f"noisebox train faster --seed {seed}" for seed in (0, 1))}
+    assert waiting == {
+        "noisebox report --search faster",
+        *(f"noisebox train faster --seed {seed} --if-changed fresh" for seed in (0, 1)),
+    }
 
 
 @pytest.mark.parametrize(

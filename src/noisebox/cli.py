@@ -100,7 +100,7 @@ def depth_gt(
     width: Annotated[int, typer.Option(help="Of the depth image, in pixels.")] = 800,
     min_depth: Annotated[float, typer.Option(help="In metres.")] = 1.0,
     max_depth: Annotated[float, typer.Option(help="In metres.")] = 50.0,
-    workers: Annotated[int | None, typer.Option(help="Processes.", min=1, show_default="one per core")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads.", min=1, show_default="one per core")] = None,
     check: Annotated[bool, typer.Option("--check", help="Look at the files that are there; make none.")] = False,
 ) -> None:
     """Make depth ground truth from lidar sweeps, or check it.
@@ -112,6 +112,11 @@ def depth_gt(
     depths, and files in depth_gt/<split>/.
     """
     if nuscenes_root is None:
+        if more_cameras:
+            raise UserError(
+                f"{' '.join(more_cameras)!r} is one word too many: a stage of the graph takes its cameras from the "
+                "dataset; a split is named by --split"
+            )
         _depth_stage(split, workers, check)
         return
 
@@ -486,9 +491,10 @@ def table(
 def prune(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
     """Free the disk of last.pth and best.pth that DVC holds.
 
-    Of finished runs, last.pth and best.pth go, if their bytes are in DVC's
-    cache or in a remote; so does what killed processes left, if no training
-    can go on from it. All else stays, model_final.pth always.
+    Of finished runs, last.pth and best.pth (in the BEV line best_mIoU.pth)
+    go, if their bytes are in DVC's cache or in a remote; so does what killed
+    processes left, if no training can go on from it. All else stays,
+    model_final.pth always.
 
     `dvc status` then calls these files deleted. That is no loss: `dvc
     checkout` brings them back (`dvc pull`, if only a remote has them), and

@@ -47,10 +47,11 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path, first_stays: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder of the final name; on success it takes the final place, and what lay there goes.
 
-    Raises UserError when the disk is full or the place cannot be written; the old folder is left as it was.
+    Raises UserError when the disk is full or the place cannot be written; the old folder is left as it was. With
+    `first_stays` the old folder goes at once, and OSError is raised where another process fills the place meanwhile.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -60,8 +61,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary = staging / folder.name
         temporary.mkdir()
+        if first_stays and os.path.lexists(folder):
+            folder.rename(staging / "stale")
         yield temporary
-        if os.path.lexists(folder):
+        if not first_stays and os.path.lexists(folder):
             folder.rename(staging / "stale")
         temporary.rename(folder)
     except OSError as error:

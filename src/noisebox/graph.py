@@ -39,6 +39,7 @@ RUN_FILES = (
     "run.json",
 )
 EPOCHS = "checkpoint_epoch_*.pth"  # beside RUN_FILES where the solver keeps them; their number varies: no engine's
+BEST = {"bev": "best_mIoU.pth"}  # what a line calls its best.pth, where its users know another name
 BEV_EVALUATION_FILES = ("results.tsv", "speed.tsv", "confusion.json", "maps.npz", "training.csv", "run.json")
 EVALUATION_FILES = ("results.tsv", "speed.tsv", "detections.json", "breakdown.json", "training.csv", "run.json")
 AERIAL_EVALUATION_FILES = (*EVALUATION_FILES, "looks.npz")
@@ -90,7 +91,7 @@ _RUN = (
 _DATA = ("src/noisebox/data/catalog.py", "src/noisebox/data/datasets.py")
 _BOX_DATA = tuple(f"src/noisebox/data/{name}.py" for name in ("boxes", "coco", "visdrone"))
 _BEV_DATA = tuple(f"src/noisebox/data/{name}.py" for name in ("bev", "nuscenes", "nuscenes_tables"))
-_DEPTH = tuple(f"src/noisebox/data/{name}.py" for name in ("depth", "depth_check", "depth_stage"))
+_DEPTH = tuple(f"src/noisebox/data/{name}.py" for name in ("depth", "depth_check", "depth_stage", "npz"))
 CODE: dict[str, tuple[str, ...]] = {
     "data": (*_BASE, *_DATA, *_BOX_DATA, *_BEV_DATA, "src/noisebox/data/world"),
     "smoke": (*_RUN, "src/noisebox/training"),
@@ -137,6 +138,7 @@ FAMILY_CODE: dict[str, tuple[str, ...]] = {
         "src/noisebox/data/bev_loader.py",
         "src/noisebox/data/transforms.py",
         "src/noisebox/data/depth.py",
+        "src/noisebox/data/npz.py",
         "src/noisebox/evaluation/bev.py",
         "src/noisebox/evaluation/evidence.py",
         "src/noisebox/evaluation/segmentation.py",
@@ -258,8 +260,18 @@ def checkpoint(lineage: str, seed: int | str) -> str:
     return f"{run_folder(lineage, seed)}/model_final.pth"
 
 
-def run_outputs(lineage: str, seed: int | str) -> list[str]:
-    return [f"{run_folder(lineage, seed)}/{name}" for name in RUN_FILES]
+def best_checkpoint(line: str) -> str:
+    """The name of the checkpoint that validated best."""
+    return BEST.get(line, "best.pth")
+
+
+def run_files(line: str) -> list[str]:
+    """The names of RUN_FILES in a line of research."""
+    return [name.replace("best.pth", best_checkpoint(line)) for name in RUN_FILES]
+
+
+def run_outputs(lineage: str, seed: int | str, line: str = "detection") -> list[str]:
+    return [f"{run_folder(lineage, seed)}/{name}" for name in run_files(line)]
 
 
 def evaluation_folder(lineage: str, seed: int | str) -> str:

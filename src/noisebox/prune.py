@@ -1,7 +1,7 @@
 """`noisebox prune`: free the space of checkpoints that only serve to go on, where DVC holds their bytes.
 
-Of a finished run these are last.pth and best.pth, and checkpoints of epochs; model_final.pth, which results stand on,
-always stays. A file goes only when its bytes were found in DVC's cache or in a remote, so it can be had back. What
+Of a finished run these are last.pth, best.pth, or what its line calls that, and checkpoints of epochs; model_final.pth,
+which results stand on, always stays. A file goes only when its bytes were found in DVC's cache or in a remote, so it can be had back. What
 killed processes left in a run's folder goes too, unless a training could go on from it.
 """
 
@@ -23,7 +23,7 @@ from noisebox.errors import UserError
 from noisebox.files import sha256
 from noisebox.training.folder import LOCK, WORK
 
-GOING_ON = ("last.pth", "best.pth")
+GOING_ON = ("last.pth", *dict.fromkeys(graph.best_checkpoint(line) for line in graph.LINE_NAMES))
 CACHED = "`dvc checkout` brings it back"
 SHARED = "`dvc pull` brings it back"
 UNNAMED = "DVC holds it, but dvc.lock no longer names it"

@@ -1,4 +1,5 @@
-# Training: a smoke run per recipe, then one rule for every lineage, from scratch or from its parent.
+# Training: a smoke run per recipe, then one rule for every lineage, from scratch or from its parent; the BEV line has the
+# same rule under another name, because its best checkpoint bears another.
 
 
 def training_inputs(wildcards):
@@ -68,6 +69,8 @@ rule train:
     input:
         unpack(training_inputs),
         scale=graph.scale_file(EXPERIMENT.scale),
+    wildcard_constraints:
+        lineage=rf"(?!{LINEAGES['bev']}/){graph.LINEAGE_PATTERN}",
     output:
         graph.run_outputs("{lineage}", "{seed}"),
     params:
@@ -83,3 +86,10 @@ rule train:
         gpu=SCALE.resources.gpu,
     shell:
         "noisebox train {wildcards.lineage} --seed {wildcards.seed} --if-changed fresh"
+
+
+use rule train as train_bev with:
+    wildcard_constraints:
+        lineage=LINEAGES["bev"],
+    output:
+        graph.run_outputs("{lineage}", "{seed}", "bev"),

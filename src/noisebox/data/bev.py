@@ -6,10 +6,11 @@ the image's stem, depth in graph.depth_folder(split).
 """
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from pydantic import Field
 
 from noisebox import graph
 from noisebox.config.section import AboveZero, Count, Positive
-from noisebox.data.datasets import SPLITS, Dataset, Progress
+from noisebox.data.datasets import SPLITS, Dataset, EmbeddedDataset, Progress
 from noisebox.data.nuscenes import Frame, check_image, check_sweep, read_nuscenes
 from noisebox.errors import UserError
 from noisebox.files import expanded, sha256
@@ -46,8 +47,13 @@ class BevSplit:
         return replace(self, frames=frames, labels=tuple(self.labels[place] for place in places))
 
     def intrinsics(self, k: int) -> NDArray[np.float32]:
-        """(3, 3) of frame k, in pixels of the stretched image."""
+        """(3, 3) of frame k, in pixels of the stretched image; raises UserError for a camera with skew."""
         (height, width), frame = self.view.size, self.frames[k]
+        if frame.intrinsics[0, 1]:
+            raise UserError(
+                f"{frame.image}: calibrated_sensor.json gives its camera a skew of {frame.intrinsics[0, 1]:g} pixels; "
+                "maps are made of images without, so rectify it and set the second number of camera_intrinsic to 0"
+            )
         stretched: NDArray[np.float32] = (
             np.diag([width / frame.width, height / frame.height, 1.0]) @ frame.intrinsics
         ).astype(np.float32)
@@ -86,13 +92,13 @@ class BevView(Dataset):
     max_depth: AboveZero = 50.0
 
     @property
+    @abstractmethod
     def names(self) -> tuple[str, ...]:
         """Of the label maps' values from 0 on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tables(self, name: str, root: Path) -> tuple[Path, str]:
         """The folder of the nuScenes root, and the version of its tables."""
-        raise NotImplementedError
 
     def open(self, name: str, split: str, root: Path) -> BevSplit:
         folder, version = self.tables(name, root)
@@ -143,10 +149,8 @@ class NuScenesDataset(BevView):
         return expanded(self.root, root), self.version
 
 
-class DriveDataset(BevView):
+class DriveDataset(BevView, EmbeddedDataset):
     """The embedded world as a nuScenes root: `train` and `val` scenes of `samples` samples, images of `image_size`."""
-
-    embedded: ClassVar[bool] = True
 
     kind: Literal["world_drive"]
     seed: Count = 0

@@ -1,17 +1,18 @@
 """Datasets of boxes: the embedded worlds, COCO files and VisDrone, opened as CocoSplit."""
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from noisebox import graph
 from noisebox.config.section import Count, Positive, Section
 from noisebox.data.coco import CocoSplit, ImageRecord, decode_image, read_bytes, read_split
-from noisebox.data.datasets import SPLITS, Dataset, Progress
+from noisebox.data.datasets import SPLITS, Dataset, EmbeddedDataset, Progress
 from noisebox.data.visdrone import read_visdrone
 from noisebox.errors import UserError
 from noisebox.files import expanded, sha256
@@ -22,8 +23,8 @@ READERS = 8  # threads that read and decode images; reading waits on the disk, d
 class BoxDataset(Dataset):
     """What the kinds below have in common."""
 
-    def open(self, name: str, split: str, root: Path) -> CocoSplit:
-        raise NotImplementedError
+    @abstractmethod
+    def open(self, name: str, split: str, root: Path) -> CocoSplit: ...
 
     def describe(self, name: str, root: Path, progress: Progress | None) -> dict[str, Any]:
         train, val = (self.open(name, split, root) for split in SPLITS)
@@ -41,10 +42,8 @@ class BoxDataset(Dataset):
             raise UserError(f"{opened.annotation_file} has changed since; run `noisebox data` first")
 
 
-class WorldDataset(BoxDataset):
+class WorldDataset(BoxDataset, EmbeddedDataset):
     """An embedded world, the street's or the one from above: image k of a split is the same however many there are."""
-
-    embedded: ClassVar[bool] = True
 
     kind: Literal["world", "world_aerial"]
     seed: Count = 0

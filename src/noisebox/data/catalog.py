@@ -13,7 +13,7 @@ from typing import Any
 
 from noisebox import graph
 from noisebox.config.section import check_section, which_exist
-from noisebox.data.datasets import Dataset, Progress
+from noisebox.data.datasets import Dataset, EmbeddedDataset, Progress
 from noisebox.errors import UserError
 from noisebox.files import clear_unfinished, read_yaml, write_json
 
@@ -58,7 +58,7 @@ def prepare_dataset(
     definition = load_dataset(name, root)
     clear_unfinished((root / manifest_file).parent)
     manifest = None
-    if definition.embedded:
+    if isinstance(definition, EmbeddedDataset):
         manifest = _unchanged(name, definition, root, progress, manifest_file)
         if manifest is None:
             definition.write(name, root, progress)
@@ -95,7 +95,7 @@ def open_split(name: str, split: str, root: Path = Path(), manifest_file: str = 
         )
     if manifest["definition"] != definition.model_dump(mode="json"):
         raise UserError(f"{root / graph.dataset_file(name)} has changed since {path}; run `noisebox data` first")
-    if definition.embedded and not definition.is_complete(root / graph.dataset_folder(name)):
+    if isinstance(definition, EmbeddedDataset) and not definition.is_complete(root / graph.dataset_folder(name)):
         definition.write(name, root, None)
         if _described(name, definition, root, None) != manifest:
             raise UserError(

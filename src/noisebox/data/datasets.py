@@ -1,58 +1,52 @@
 """What a dataset is to the catalog, whatever it holds: a section of `params/datasets/` that is checked and opened."""
 
-import os
-import shutil
-import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from noisebox import graph
 from noisebox.config.section import Section
+from noisebox.files import atomic_folder
 
 SPLITS = ("train", "val")
 
 Progress = Callable[[int, int], None]
 
 
-class Dataset(Section):
-    """A file of `params/datasets/`. An `embedded` one is drawn into graph.dataset_folder, the others are the user's."""
+class Dataset(Section, ABC):
+    """A file of `params/datasets/`."""
 
-    embedded: ClassVar[bool] = False
-
+    @abstractmethod
     def open(self, name: str, split: str, root: Path) -> Any:
         """A split, read and checked but for its images; raises UserError naming file and fault."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self, name: str, root: Path, progress: Progress | None) -> dict[str, Any]:
         """`classes` and by split what it holds, hashed, after all of it was checked, every image included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_unchanged(self, opened: Any, facts: dict[str, Any]) -> None:
         """Raises UserError when a split's annotations are not those that `describe` told as `facts`."""
-        raise NotImplementedError
 
+
+class EmbeddedDataset(Dataset):
+    """A dataset that is drawn, into graph.dataset_folder; the others are the user's."""
+
+    @abstractmethod
     def is_complete(self, folder: Path) -> bool:
-        """Whether the folder of an embedded dataset is there; it appears whole or not at all."""
-        raise NotImplementedError
+        """Whether its folder is there; it appears whole or not at all."""
 
+    @abstractmethod
     def draw(self, folder: Path, progress: Progress | None) -> None:
-        """Write an embedded dataset to a folder that is not there yet."""
-        raise NotImplementedError
+        """Write it to an empty folder."""
 
     def write(self, name: str, root: Path, progress: Progress | None) -> None:
-        """Put an embedded dataset in its place; where another process was faster, its folder stays."""
+        """Put it in its place; where another process was faster, its folder stays."""
         folder = root / graph.dataset_folder(name)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
         try:
-            if os.path.lexists(folder):
-                folder.rename(staging / "stale")
-            self.draw(staging / name, progress)
-            try:
-                (staging / name).replace(folder)
-            except OSError:
-                if not self.is_complete(folder):
-                    raise
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            with atomic_folder(folder, first_stays=True) as staged:
+                self.draw(staged, progress)
+        except OSError:
+            if not self.is_complete(folder):
+                raise

@@ -1,4 +1,4 @@
-"""Depth ground truth: the returns of a sweep as a camera sees them, one file per image, made by several processes.
+"""Depth ground truth: the returns of a sweep as a camera sees them, one file per image, made by several threads.
 
 A file is an .npz of `depth` (H, W) float32, metres along the camera's axis and 0 where no return fell, and `mask`
 (H, W) bool, where one did. The archive's comment says what it was made from and with, so that a run which was killed
@@ -6,33 +6,26 @@ goes on where it stopped, and other settings or tables make a file anew.
 """
 
 import json
-import multiprocessing
 import os
-import signal
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from noisebox.data.npz import write_npz
 from noisebox.data.nuscenes import Frame, check_image, check_sweep, read_sweep
 from noisebox.errors import UserError
 from noisebox.files import atomic_path, clear_unfinished
 from noisebox.progress import Progress
 
 EDGE = 1.0  # pixels of the stored image; like the public devkit, a return nearer to the edge does not count
-COMPRESSION = 1  # zlib's level: a 70th of the plain size, and level 6 takes twice the time to save a third of that
-WORTH_PROCESSES = 64  # files; fewer are done sooner than other processes start
-CHUNK = 8  # files handed to a process at once
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -104,7 +97,7 @@ def make_depth_gt(
 ) -> list[Path]:
     """Write `folder/<image stem>.npz` of every frame; returns those written now, the others were there.
 
-    `workers` processes share the work, by default one per core. Every sweep and image is looked at before the first
+    `workers` threads share the work, by default one per core. Every sweep and image is looked at before the first
     file is written. Raises UserError naming the one that is missing or damaged; what is written stays, and is whole.
     """
     for frame in frames:
@@ -114,7 +107,7 @@ def make_depth_gt(
     missing = [frame for frame in frames if not _is_made(depth_file(folder, frame), _made_with(frame, settings))]
     make, written = partial(_make, folder=folder, settings=settings), []
     with Progress(f"depth-gt {folder.name}", len(frames), len(frames) - len(missing)) as progress:
-        for path in in_processes(make, missing, workers):
+        for path in in_threads(make, missing, workers):
             written.append(path)
             progress.advance()
     return written
@@ -125,15 +118,8 @@ def _make(frame: Frame, folder: Path, settings: DepthSettings) -> Path:
     u, v, depth = project(read_sweep(frame), frame, settings)
     image, mask = rasterise(u, v, depth, settings.height, settings.width)
     path = depth_file(folder, frame)
-    with (
-        atomic_path(path, durable=False) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION) as archive,
-    ):
-        archive.comment = _made_with(frame, settings)
-        for name, array in (("depth", image), ("mask", mask)):
-            with archive.open(f"{name}.npy", "w") as member:
-                npy.write_array_header_1_0(member, npy.header_data_from_array_1_0(array))
-                member.write(array.data)  # write_array would copy megabytes first
+    with atomic_path(path, durable=False) as temporary:
+        write_npz(temporary, {"depth": image, "mask": mask}, _made_with(frame, settings))
     return path
 
 
@@ -175,30 +161,13 @@ def read_depth(path: Path) -> tuple[Floats, Mask]:
     return depth, mask
 
 
-def in_processes(
+def in_threads(
     function: Callable[[Frame], Result], frames: Sequence[Frame], workers: int | None = None
 ) -> Iterator[Result]:
-    """What `function` makes of every frame, in their order, by `workers` processes, by default one per core."""
+    """What `function` makes of every frame, in their order, by `workers` threads, by default one per core.
+
+    Threads suffice: reading, arithmetic over thousands of points, deflating and writing all run beside each other.
+    """
     workers = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    if workers == 1 or len(frames) < WORTH_PROCESSES:
-        yield from map(function, frames)
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, _end_with_parent) as pool:
-        try:
-            yield from pool.map(function, frames, chunksize=CHUNK)
-        except BrokenProcessPool:
-            raise UserError("a process was killed, perhaps for want of memory; try again with fewer workers") from None
-
-
-def _end_with_parent() -> None:
-    """Let a process of the pool end when its parent is killed, and leave Ctrl-C to the parent."""
-
-    def wait_for_parent() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=wait_for_parent, daemon=True).start()
+    with ThreadPoolExecutor(workers) as pool:
+        yield from pool.map(function, frames)

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from noisebox.data.depth import DepthSettings, Floats, Mask, depth_file, in_processes, read_depth
+from noisebox.data.depth import DepthSettings, Floats, Mask, depth_file, in_threads, read_depth
 from noisebox.data.nuscenes import Frame, check_image
 from noisebox.errors import UserError
 from noisebox.files import atomic_path
@@ -47,7 +47,7 @@ def write_depth_report(
     """
     facts = []
     with Progress(f"depth-gt check {folder.name}", len(frames)) as progress:
-        for of_file in in_processes(partial(_facts, folder=folder, settings=settings), frames, workers):
+        for of_file in in_threads(partial(_facts, folder=folder, settings=settings), frames, workers):
             facts.append(of_file)
             progress.advance()
     table = _by_camera(pd.DataFrame(facts), settings)

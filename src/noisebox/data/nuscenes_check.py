@@ -95,7 +95,9 @@ def check_nuscenes(
     try:
         dataset = read_nuscenes(root, version or found[0], cameras)
     except UserError as error:
-        return [*findings, _finding("error", version or found[0], _short(error, root), UNPACK)]
+        told = _finding("error", version or found[0], _short(error, root), UNPACK)
+        known = any((each.severity, each.what) == ("error", told.what) for each in findings)
+        return findings if known else [*findings, told]
     for split in SPLITS:
         try:
             frames = dataset.frames(split)

@@ -7,11 +7,12 @@ diagnose`, read of a run.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from noisebox import graph
 from noisebox.config import ExperimentConfig, RunConfig, Sampling
@@ -19,8 +20,8 @@ from noisebox.config.experiment import BevLine
 from noisebox.data.bev import BevSplit
 from noisebox.data.bev_loader import BevSamples, depth_folder, evaluation_batches
 from noisebox.errors import UserError
-from noisebox.evaluation.evidence import check_classes, check_fit, pass_on, speed_rows, write_tsv
-from noisebox.evaluation.measuring import Asked, asked_of, autocast, now
+from noisebox.evaluation.evidence import check_classes, check_fit, write_evidence
+from noisebox.evaluation.measuring import Asked, asked_of, timed_pass
 from noisebox.evaluation.segmentation import (
     Counts,
     SegmentationMetrics,
@@ -29,10 +30,11 @@ from noisebox.evaluation.segmentation import (
     predicted_names,
     segmentation_metrics,
 )
-from noisebox.files import atomic_path, sha256, write_json
+from noisebox.files import atomic_path, write_json
 from noisebox.machine import placed
 from noisebox.models import Segmenter
 from noisebox.progress import Progress
+from noisebox.structures import BevBatch
 from noisebox.tasks.bev import BevTask
 
 Maps = dict[int, np.ndarray[Any, np.dtype[np.uint8]]]
@@ -65,33 +67,19 @@ def measure(
     labels = config.model.labels
     names = predicted_names(split.classes, labels)
     measured = Measurement({key: np.zeros((256, len(names)), np.int64) for key in keys}, maps={key: {} for key in keys})
-    encoding, sampled = 0.0, dict.fromkeys(asked, 0.0)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), autocast(config.device, config.precision):
-        for batch in evaluation_batches(split, config, places):
-            on_device = batch.to(config.device)
-            started = now(config.device)
-            encoded = model.encode(on_device)
-            encoding += now(config.device) - started
-            for sampling, eval_seeds in asked.items():
-                started = now(config.device)
-                logits = model.segment(encoded, on_device, eval_seeds, sampling)
-                sampled[sampling] += now(config.device) - started
-                for seed, predicted in zip(eval_seeds, logits.argmax(2).cpu(), strict=True):
-                    measured.counts[seed, sampling] += pixel_counts(predicted, batch.labels, len(names))
-                    for image_id, map_ in zip(batch.image_ids, predicted, strict=True):
-                        if image_id in pictured:
-                            stored = map_ + labels.values(len(split.classes)).start
-                            measured.maps[seed, sampling][image_id] = stored.numpy().astype(np.uint8)
-            if progress:
-                progress.advance(len(batch))
-    model.train(was_training)
+
+    def keep(batch: BevBatch, sampling: Sampling, logits: Tensor) -> None:
+        for seed, predicted in zip(asked[sampling], logits.argmax(2).cpu(), strict=True):
+            measured.counts[seed, sampling] += pixel_counts(predicted, batch.labels, len(names))
+            for image_id, map_ in zip(batch.image_ids, predicted, strict=True):
+                if image_id in pictured:
+                    stored = map_ + labels.values(len(split.classes)).start
+                    measured.maps[seed, sampling][image_id] = stored.numpy().astype(np.uint8)
+
+    batches = evaluation_batches(split, config, places)
+    measured.seconds_per_image = timed_pass(model, batches, config, asked, model.segment, keep, progress)
     for key, counts in measured.counts.items():
         measured.metrics[key] = segmentation_metrics(confusion(counts, labels), names)
-    images = len(split.frames if places is None else places)
-    for sampling, seconds in sampled.items():
-        measured.seconds_per_image[sampling] = encoding / images + seconds / (images * len(asked[sampling]))
     return measured
 
 
@@ -116,13 +104,10 @@ def evaluate(
     placed(model, config)
     with Progress(f"evaluate {config.lineage} seed{config.seed}", len(split.frames)) as progress:
         measured = measure(model, split, config, asked, progress, pictured)
-    folder = Path(graph.evaluation_folder(config.lineage, config.seed))
-    evidence = {"ckpt": checkpoint.as_posix(), "ckpt_sha256": sha256(checkpoint)}
-    write_tsv(folder / "results.tsv", result_rows(config, split, measured, evidence))
-    write_tsv(folder / "speed.tsv", speed_rows(config, asked, measured.seconds_per_image, evidence))
+    rows = partial(result_rows, config, split, measured)
+    folder = write_evidence(config, checkpoint, asked, measured.seconds_per_image, rows)
     write_json(folder / "confusion.json", _confusions(config, split, measured))
     write_maps(folder / "maps.npz", config, split, pictured, measured)
-    pass_on(checkpoint, folder)
 
 
 def pictured_places(line: BevLine, split: BevSplit) -> tuple[int, ...]:

@@ -4,17 +4,17 @@ They are all that the report reads of a run: results, speed, some detections, wh
 curve and provenance.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from noisebox import graph
 from noisebox.config import ExperimentConfig, RunConfig, Sampling
 from noisebox.data.coco import CocoSplit
 from noisebox.evaluation.breakdown import breakdown
-from noisebox.evaluation.evidence import check_classes, check_fit, pass_on, speed_rows, write_tsv
+from noisebox.evaluation.evidence import check_classes, check_fit, write_evidence
 from noisebox.evaluation.measuring import Asked, asked_of
 from noisebox.evaluation.protocol import Measurement, measure
-from noisebox.files import sha256, write_json
+from noisebox.files import write_json
 from noisebox.machine import placed
 from noisebox.models import Detector
 from noisebox.progress import Progress
@@ -52,16 +52,13 @@ def evaluate(
     label = f"evaluate {config.lineage} seed{config.seed}"
     with Progress(label, len(split.images)) as progress:
         measured = measure(model, split, config, asked, progress)
-    folder = Path(graph.evaluation_folder(config.lineage, config.seed))
-    evidence = {"ckpt": checkpoint.as_posix(), "ckpt_sha256": sha256(checkpoint)}
-    write_tsv(folder / "results.tsv", result_rows(config, split, measured, evidence))
-    write_tsv(folder / "speed.tsv", speed_rows(config, asked, measured.seconds_per_image, evidence))
+    rows = partial(result_rows, config, split, measured)
+    folder = write_evidence(config, checkpoint, asked, measured.seconds_per_image, rows)
     write_json(folder / "detections.json", pictures(split, pictured_images, asked, measured))
     sampling = shown(asked)
     every = [measured.detections[seed, sampling] for seed in asked[sampling]]
     facts = {"sample_step": sampling.steps, "eval_seeds": list(asked[sampling])}
     write_json(folder / "breakdown.json", {**facts, **breakdown(split, every)})
-    pass_on(checkpoint, folder)
 
 
 def result_rows(

@@ -1,7 +1,7 @@
 """What every evaluation writes, whatever its task: tables, and the run's own curve and provenance beside them."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from noisebox import graph
 from noisebox.config import RunConfig, Sampling
 from noisebox.errors import UserError
 from noisebox.evaluation.measuring import Asked
-from noisebox.files import atomic_path, read_json, write_json
+from noisebox.files import atomic_path, read_json, sha256, write_json
 from noisebox.models import Model
 
 
@@ -54,6 +54,23 @@ def speed_rows(
         }
         for sampling, seconds in seconds_per_image.items()
     ]
+
+
+def write_evidence(
+    config: RunConfig,
+    checkpoint: Path,
+    asked: Asked,
+    seconds_per_image: Mapping[Sampling, float],
+    rows: Callable[[dict[str, str]], list[dict[str, Any]]],
+) -> Path:
+    """Write what every evaluation has: results.tsv, whose `rows` are told the checkpoint that they stand on, speed.tsv,
+    the run's curve and provenance. Returns the folder."""
+    folder = Path(graph.evaluation_folder(config.lineage, config.seed))
+    evidence = {"ckpt": checkpoint.as_posix(), "ckpt_sha256": sha256(checkpoint)}
+    write_tsv(folder / "results.tsv", rows(evidence))
+    write_tsv(folder / "speed.tsv", speed_rows(config, asked, seconds_per_image, evidence))
+    pass_on(checkpoint, folder)
+    return folder
 
 
 def pass_on(checkpoint: Path, folder: Path) -> None:

@@ -1,19 +1,23 @@
-"""What measuring a model takes, whatever its task: what is asked, the precision, the clock."""
+"""What measuring a model takes, whatever its task: what is asked, the precision, the clock, a pass over images."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from noisebox.config import Sampling
-from noisebox.models import Model
+from noisebox.config import RunConfig, Sampling
+from noisebox.progress import Progress
+
+if TYPE_CHECKING:
+    from noisebox.models import Model
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Asked = Mapping[Sampling, Sequence[int]]  # each way to sample, with the eval seeds to run it under
 
 
-def asked_of(model: Model, asked: Asked) -> Asked:
+def asked_of(model: "Model", asked: Asked) -> Asked:
     """What an evaluation runs; a model that draws no noise gives the same however it is asked, so it is asked once."""
     return {Sampling(steps=1): [0]} if model.deterministic else asked
 
@@ -28,3 +32,41 @@ def now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def timed_pass(
+    model: "Model",
+    batches: Iterable[Any],
+    config: RunConfig,
+    asked: Asked,
+    answer: Callable[[Any, Any, Sequence[int], Sampling], Any],
+    keep: Callable[[Any, Sampling, Any], None],
+    progress: Progress | None = None,
+) -> dict[Sampling, float]:
+    """Put every batch through the encoder once, and what it gave through `answer(encoded, batch, eval seeds, sampling)`
+    in every way asked; `keep(batch, sampling, answer)` is not timed. The model is left in the mode it came in.
+
+    Returns the seconds of an image in each way: the encoder's share plus one eval seed's share of the sampling.
+    """
+    images, encoding, sampled = 0, 0.0, dict.fromkeys(asked, 0.0)
+    was_training = model.training
+    model.eval()
+    # Not inference mode: what is encoded in it could not take part in the gradients that guidance climbs.
+    with torch.no_grad(), autocast(config.device, config.precision):
+        for batch in batches:
+            on_device = batch.to(config.device)
+            started = now(config.device)
+            encoded = model.encode(on_device)
+            encoding += now(config.device) - started
+            for sampling, eval_seeds in asked.items():
+                started = now(config.device)
+                given = answer(encoded, on_device, eval_seeds, sampling)
+                sampled[sampling] += now(config.device) - started
+                keep(batch, sampling, given)
+            images += len(batch)
+            if progress:
+                progress.advance(len(batch))
+    model.train(was_training)
+    return {
+        sampling: encoding / images + seconds / (images * len(asked[sampling])) for sampling, seconds in sampled.items()
+    }

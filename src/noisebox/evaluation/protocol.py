@@ -6,16 +6,15 @@ Each image's features are computed once and shared; all eval seeds go through th
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch.nn.functional import one_hot
 
 from noisebox.config import RunConfig, Sampling
 from noisebox.data.coco import CocoSplit
 from noisebox.data.loader import evaluation_batches
 from noisebox.evaluation.detection import DetectionMetrics, coco_metrics
-from noisebox.evaluation.measuring import Asked, autocast, now
+from noisebox.evaluation.measuring import Asked, timed_pass
 from noisebox.progress import Progress
-from noisebox.structures import Detections
+from noisebox.structures import Batch, Detections
 
 if TYPE_CHECKING:
     from noisebox.models import Detector
@@ -43,31 +42,16 @@ def measure(
     """Evaluate a model on a split in every way asked; the model is left in the mode it came in."""
     keys = [(seed, sampling) for sampling, eval_seeds in asked.items() for seed in eval_seeds]
     measured = Measurement(detections={key: {} for key in keys})
-    encoding, sampled = 0.0, dict.fromkeys(asked, 0.0)
-    was_training = model.training
-    model.eval()
-    # Not inference mode: what is encoded in it could not take part in the gradients that guidance climbs.
-    with torch.no_grad(), autocast(config.device, config.precision):
-        for batch in evaluation_batches(split, config):
-            on_device = batch.to(config.device)
-            started = now(config.device)
-            encoded = model.encode(on_device)
-            encoding += now(config.device) - started
-            for sampling, eval_seeds in asked.items():
-                started = now(config.device)
-                by_seed = model.detect(encoded, on_device, eval_seeds, sampling)
-                sampled[sampling] += now(config.device) - started
-                for seed, found in zip(eval_seeds, by_seed, strict=True):
-                    of_image = zip(batch.image_ids, found, strict=True)
-                    measured.detections[seed, sampling].update({image: counted(each.cpu()) for image, each in of_image})
-            if progress:
-                progress.advance(len(batch))
-    model.train(was_training)
+
+    def keep(batch: Batch, sampling: Sampling, by_seed: list[list[Detections]]) -> None:
+        for seed, found in zip(asked[sampling], by_seed, strict=True):
+            of_image = zip(batch.image_ids, found, strict=True)
+            measured.detections[seed, sampling].update({image: counted(each.cpu()) for image, each in of_image})
+
+    batches = evaluation_batches(split, config)
+    measured.seconds_per_image = timed_pass(model, batches, config, asked, model.detect, keep, progress)
     for key in keys:
         measured.metrics[key] = coco_metrics(split, measured.detections[key])
-    images = len(split.images)
-    for sampling, seconds in sampled.items():
-        measured.seconds_per_image[sampling] = encoding / images + seconds / (images * len(asked[sampling]))
     return measured
 
 

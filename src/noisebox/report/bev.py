@@ -232,7 +232,7 @@ def _trainings(evidence: BevEvidence) -> str:
     header = ["lineage", "train seed", "best validation mIoU", "at iteration", "final mIoU", "steps"]
     caption = (
         "*Best validation mIoU: the highest in training, on the validation split at 1 sampling step under eval seed 0, "
-        "with the iteration of it; best.pth is the checkpoint. Final mIoU: of model_final.pth, evaluated at the "
+        "with the iteration of it; best_mIoU.pth is the checkpoint. Final mIoU: of model_final.pth, evaluated at the "
         "protocol's most steps, mean over eval seeds.*"
     )
     return f"{table(header, rows)}\n\n{caption}"

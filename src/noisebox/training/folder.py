@@ -8,7 +8,7 @@ anywhere and repeated; `work/` itself goes last, in one step.
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,15 +72,15 @@ def clear(work: Path) -> None:
             path.unlink()
 
 
-def publish(run: Path) -> None:
-    """Put every file of `graph.RUN_FILES`, and the checkpoints of epochs, from `run/work` into its place in `run`, then
-    remove `run/work`."""
+def publish(run: Path, names: Iterable[str]) -> None:
+    """Put every file of `names`, and the checkpoints of epochs, from `run/work` into its place in `run`, then remove
+    `run/work`."""
     work = run / WORK
     of_epochs = [path.name for path in work.glob(f"{graph.EPOCHS}*")]
     for path in run.glob(f"{graph.EPOCHS}*"):
         if path.name not in of_epochs:  # of the training before
             path.unlink()
-    for name in (*graph.RUN_FILES, *of_epochs):
+    for name in (*names, *of_epochs):
         with atomic_path(run / name) as temporary:
             try:
                 os.link(work / name, temporary)

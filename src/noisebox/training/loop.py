@@ -52,7 +52,7 @@ def train(
     images: int | None = None,
     if_changed: IfChanged = "refuse",
 ) -> None:
-    """Train, or go on with, one run, and publish `graph.RUN_FILES` in the folder `run`.
+    """Train, or go on with, one run, and publish `graph.run_files` in the folder `run`.
 
     `batches(start, stop)` gives the batches of the steps start … stop - 1, each a function of its step. `validate`
     gives a model's `metric`, higher is better; it is asked every `solver.eval_every` steps and after the last.
@@ -93,7 +93,7 @@ def train(
                 progress.advance(1, loss=loss)
         training.finish()
         record.write()
-        publish(run)
+        publish(run, graph.run_files(graph.line_of(config.family)))
 
 
 class _Training:
@@ -110,6 +110,7 @@ class _Training:
     ) -> None:
         self.config, self.classes, self.trainer, self.inputs, self.work = config, classes, trainer, inputs, work
         self.metrics = Metrics(work / "metrics.csv", graph.Lineage.parse(config.lineage).recipe, metric)
+        self.best_file = work / graph.best_checkpoint(graph.line_of(config.family))
         self.step = 0  # optimiser steps taken
         self.best: float | None = None  # the highest metric so far
         self.warned = False  # of collapsed boxes
@@ -166,7 +167,7 @@ class _Training:
         return every > 0 and (self.step % every == 0 or self.step == self.config.solver.iterations)
 
     def validate(self, validate: Validate) -> None:
-        """Measure the metric, and keep the weights in `best.pth` if it is the highest so far."""
+        """Measure the metric, and keep the weights in `best_file` if it is the highest so far."""
         detector = self.trainer.result()
         detector.eval()
         with torch.no_grad():
@@ -176,7 +177,7 @@ class _Training:
         score = -math.inf if math.isnan(value) else value
         if self.best is None or score > self.best:
             self.best = score
-            save_checkpoint(self.work / "best.pth", self._result())
+            save_checkpoint(self.best_file, self._result())
 
     def keep_epoch(self, images: int | None) -> None:
         """Write `checkpoint_epoch_N.pth` when an epoch that is to be kept ended with this step."""
@@ -201,9 +202,9 @@ class _Training:
     def finish(self) -> None:
         """Put into `work/` what is still missing of the run's files."""
         save_checkpoint(self.work / "model_final.pth", self._result())
-        if not (self.work / "best.pth").exists():
-            save_checkpoint(self.work / "best.pth", self._result())
-        for path in (self.work / "best.pth", self.work / "last.pth", *self.work.glob(graph.EPOCHS)):
+        if not self.best_file.exists():
+            save_checkpoint(self.best_file, self._result())
+        for path in (self.best_file, self.work / "last.pth", *self.work.glob(graph.EPOCHS)):
             write_sha256(path)  # a kill may have come between a checkpoint and its hash
 
     def describe(self) -> None:

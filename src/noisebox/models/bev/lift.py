@@ -40,24 +40,19 @@ class Lift(nn.Module):
         return Lifted(said[:, : self.bins], said[:, self.bins :])
 
 
-def frustum_cells(intrinsics: Tensor, feature_hw: tuple[int, int], lift: LiftConfig, grid: BevGridConfig) -> Tensor:
-    """The cell of the grid (B, D, h, w) int64, row × columns + column, over which each point of the frustum stands;
-    rows × columns for points beside the grid.
+def frustum_cells(intrinsics: Tensor, width: int, lift: LiftConfig, grid: BevGridConfig) -> Tensor:
+    """The cell of the grid (B, D, w) int64, row × columns + column, over which the points of each column of the frustum
+    stand at each depth; rows × columns for those beside the grid.
 
-    A point is the centre of a depth bin on the ray through the centre of a feature cell. `intrinsics`: (B, 3, 3) in
-    pixels of the image, whose first pixel covers 0 to 1.
+    A point is the centre of a depth bin on the ray through the centre of a feature cell. Pixels above each other see
+    one vertical plane, as the camera has no skew. `intrinsics`: (B, 3, 3) in pixels of the image, whose first pixel
+    covers 0 to 1; `width`: that of the feature map.
     """
-    height, width = feature_hw
     device = intrinsics.device
-    v = (torch.arange(height, device=device) + 0.5) * lift.stride
     u = (torch.arange(width, device=device) + 0.5) * lift.stride
-    pixels = torch.stack((*torch.meshgrid(u, v, indexing="xy"), torch.ones(height, width, device=device)), dim=-1)
-    # Elementwise, because autocast would round the product of matrices to bfloat16.
-    rays = (torch.linalg.inv(intrinsics)[:, None, None] * pixels[..., None, :]).sum(-1)
     z = lift.near + (torch.arange(lift.bins, device=device) + 0.5) * lift.step
-    z = z[:, None, None].expand(len(rays), -1, height, width)
-    x = z * (rays[..., 0] / rays[..., 2])[:, None]
-    row = ((grid.z_max - z) / grid.cell).floor().long()
+    x = z[:, None] * ((u - intrinsics[:, :1, 2]) / intrinsics[:, :1, 0])[:, None]
+    row = ((grid.z_max - z) / grid.cell).floor().long()[:, None]
     column = ((x - grid.x_min) / grid.cell).floor().long()
     inside = (row >= 0) & (row < grid.rows) & (column >= 0) & (column < grid.columns)
     return torch.where(inside, row * grid.columns + column, grid.rows * grid.columns)
@@ -66,13 +61,15 @@ def frustum_cells(intrinsics: Tensor, feature_hw: tuple[int, int], lift: LiftCon
 def splat(depth: Tensor, context: Tensor, cells: Tensor, grid: BevGridConfig) -> Tensor:
     """Sums of `context` × `depth` over the points of each cell: (B, C, rows, columns) float32.
 
-    `depth`: (B, D, h, w) probabilities. `context`: (B, C, h, w). `cells`: (B, D, h, w), as `frustum_cells` gives them.
+    `depth`: (B, D, h, w) probabilities. `context`: (B, C, h, w). `cells`: (B, D, w), as `frustum_cells` gives them. The
+    points of a column and depth, which share a cell, are summed by a product of matrices, so no point is ever stored.
     """
     batch, channels = context.shape[:2]
     count = grid.rows * grid.columns
-    points = depth[..., None] * context.permute(0, 2, 3, 1)[:, None]
+    with torch.autocast(context.device.type, enabled=False):
+        columns = torch.einsum("bdvu,bcvu->bduc", depth, context)
     # One cell more an image takes what falls beside the grid.
-    index = cells + torch.arange(batch, device=cells.device)[:, None, None, None] * (count + 1)
-    sums = points.new_zeros(batch * (count + 1), channels).index_add(0, index.flatten(), points.flatten(0, 3))
+    index = cells + torch.arange(batch, device=cells.device)[:, None, None] * (count + 1)
+    sums = columns.new_zeros(batch * (count + 1), channels).index_add(0, index.flatten(), columns.flatten(0, 2))
     inside = sums.view(batch, count + 1, channels)[:, :count]
     return inside.transpose(1, 2).reshape(batch, channels, grid.rows, grid.columns)

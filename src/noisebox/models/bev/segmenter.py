@@ -71,7 +71,7 @@ class BevSegmenter(Segmenter):
         images, lift, grid = batch.images, self.config.lift, self.config.grid
         sizes_hw = torch.tensor(images.shape[-2:], device=images.device).expand(len(batch), 2)
         depth_logits, context = self.lift(self.backbone(images, sizes_hw))
-        cells = frustum_cells(batch.intrinsics, context.shape[-2:], lift, grid)
+        cells = frustum_cells(batch.intrinsics, context.shape[-1], lift, grid)
         depth = depth_logits.softmax(1)
         bev = splat(depth, context, cells, grid)
         if self.diffusion is None:

@@ -1,0 +1,73 @@
+"""How fast depth ground truth is made: frames of a real vehicle's sizes, generated, projected, rasterised, written."""
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from math import pi
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from noisebox.data.depth import DepthSettings, make_depth_gt
+from noisebox.data.nuscenes import Frame
+from noisebox.randomness import numpy_generator
+
+POINTS, RINGS = 35_000, 32  # of a sweep
+WIDTH, HEIGHT, FOCAL = 1600, 900, 1266.0  # of a stored image, pixels
+LOWEST, HIGHEST = -0.535, 0.186  # radians, of the lidar's rings
+LIDAR_HEIGHT, FARTHEST = 1.84, 80.0  # metres
+SWEEPS = 16  # different ones, which frames take in turn
+
+
+def bench_depth(frames: int = 500, workers: Sequence[int] = (1, 2)) -> dict[str, Any]:
+    """Time `make_depth_gt` of `frames` frames at its default settings with each number of `workers`.
+
+    `frames_per_s` and `ms_per_frame` are by number of workers, as text, by the wall's clock.
+    """
+    frames_per_s = {}
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = draw_frames(Path(folder), frames)
+        for count in workers:
+            started = time.perf_counter()
+            make_depth_gt(drawn, Path(folder) / f"by_{count}", DepthSettings(), count)
+            frames_per_s[str(count)] = frames / (time.perf_counter() - started)
+    return {
+        "frames": frames,
+        "points": POINTS,
+        "frames_per_s": frames_per_s,
+        "ms_per_frame": {count: 1000 / rate for count, rate in frames_per_s.items()},
+    }
+
+
+def draw_frames(folder: Path, count: int) -> list[Frame]:
+    """Frames of a camera that looks ahead from under the lidar, with their sweeps and images written to `folder`."""
+    for k in range(min(SWEEPS, count)):
+        draw_sweep(k).tofile(folder / f"{k}.pcd.bin")
+    plain = folder / "plain.jpg"
+    Image.new("RGB", (WIDTH, HEIGHT), (90, 110, 100)).save(plain)
+    intrinsics = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
+    camera_from_lidar = np.array([[1.0, 0, 0, 0], [0, 0, -1, -0.33], [0, 1, 0, -0.76], [0, 0, 0, 1]])
+    frames = []
+    for k in range(count):
+        image, sweep = folder / f"{k}.jpg", folder / f"{k % SWEEPS}.pcd.bin"
+        os.link(plain, image)
+        frames.append(
+            Frame(str(k), "bench", "CAM_FRONT", k, image, sweep, WIDTH, HEIGHT, intrinsics, camera_from_lidar)
+        )
+    return frames
+
+
+def draw_sweep(k: int) -> NDArray[np.float32]:
+    """A sweep (POINTS, 5): each firing ends at the ground, or before at something a drawn distance away."""
+    random = numpy_generator(0, "bench sweep", k)
+    firing, ring = np.divmod(np.arange(POINTS), RINGS)
+    azimuth, rise = firing * (2 * pi * RINGS / POINTS), LOWEST + (HIGHEST - LOWEST) * ring / (RINGS - 1)
+    ground = np.where(rise < 0, LIDAR_HEIGHT / np.sin(np.minimum(rise, -1e-3)) * -1, FARTHEST)
+    reach = np.minimum(ground, random.uniform(3.0, FARTHEST, firing[-1] + 1)[firing])
+    flat = reach * np.cos(rise)
+    xyz = np.stack([flat * np.sin(azimuth), flat * np.cos(azimuth), reach * np.sin(rise)], axis=1)
+    return np.column_stack([xyz, random.integers(0, 256, POINTS), ring]).astype(np.float32)
