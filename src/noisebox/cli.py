@@ -444,8 +444,8 @@ def predict(
     from noisebox.report.aerial_pictures import write_pictures as write_looks
     from noisebox.report.predictions import write_pictures
 
-    how = {"steps": steps, "crops": crops, "visualize": visualize}
-    run_predict(path, images, folder, score=score, eval_seed=eval_seed, batch_size=batch, **how)
+    ways = {"crops": crops, "visualize": visualize}
+    run_predict(path, images, folder, steps=steps, score=score, eval_seed=eval_seed, batch_size=batch, **ways)
     root = images if images.is_dir() else images.parent
     pictures = write_pictures(folder / PREDICTIONS, folder / IMAGES, root, folder / "pictures")
     say(f"{folder / PREDICTIONS}, {folder / IMAGES}, and {len(pictures)} pictures in {folder / 'pictures'}")

@@ -131,8 +131,8 @@ def _in_few_colours(picture: Image.Image, exact: Sequence[str]) -> Image.Image:
     tones = np.array(picture.quantize(TONES, dither=Image.Dither.NONE).getpalette(), np.uint8).reshape(-1, 3)
     palette = np.concatenate((np.array([ImageColor.getrgb(name)[:3] for name in exact], np.uint8), tones[:TONES]))
     colours, place = np.unique(np.asarray(picture).reshape(-1, 3), axis=0, return_inverse=True)
-    nearest = cKDTree(palette.astype(np.float64)).query(colours.astype(np.float64))[1].astype(np.uint8)
-    made = Image.fromarray(nearest[place].reshape(picture.height, picture.width), mode="P")
+    _, nearest = cKDTree(palette.astype(np.float64)).query(colours.astype(np.float64))
+    made = Image.fromarray(np.asarray(nearest, np.uint8)[place].reshape(picture.height, picture.width))
     made.putpalette(palette.tobytes())
     return made
 
