@@ -59,7 +59,9 @@ def same(one: Batch, other: Batch) -> bool:
         and torch.equal(one.images, other.images)
         and torch.equal(one.sizes_hw, other.sizes_hw)
         and torch.equal(one.original_hw, other.original_hw)
-        and all(torch.equal(a.boxes_xyxy, b.boxes_xyxy) and torch.equal(a.labels, b.labels) for a, b in pairs)
+        and all(torch.equal(value, vars(b)[name]) for a, b in pairs for name, value in vars(a).items())
+        and len(one.stored) == len(other.stored)
+        and all(torch.equal(a, b) for a, b in zip(one.stored, other.stored, strict=True))
     )
 
 
@@ -154,7 +156,37 @@ def test_a_batch_is_what_its_docstring_says(split: CocoSplit, config: RunConfig)
         expected = record.boxes_xyxy[~record.crowd] * np.tile([width / record.width, height / record.height], 2)
         assert batch.targets[k].boxes_xyxy.numpy() == pytest.approx(expected, abs=1e-3)
         assert batch.targets[k].labels.tolist() == record.labels[~record.crowd].tolist()
-    assert len(batch.targets[batch.image_ids.index(12)].labels) == 1, "a crowd is no target"
+    with_crowd = batch.targets[batch.image_ids.index(12)]
+    assert len(with_crowd.labels) == 1, "a crowd is no object"
+    record, (height, width) = records[12], batch.sizes_hw[batch.image_ids.index(12)].tolist()
+    expected = record.boxes_xyxy[record.crowd] * np.tile([width / record.width, height / record.height], 2)
+    assert with_crowd.crowds_xyxy.numpy() == pytest.approx(expected, abs=1e-3)
+    assert with_crowd.crowd_labels.tolist() == record.labels[record.crowd].tolist()
+    assert batch.stored == ()
+
+
+def test_a_family_that_looks_closer_gets_the_stored_images_mirrored_as_they_are_shown(
+    split: CocoSplit, config: RunConfig
+) -> None:
+    closer = changed(config, family="yolc", solver={"batch_size": IMAGES}, image={"train_short_edges": [16]})
+    records, seen = {record.id: record for record in split.images}, []
+    for image in ({"flip": 0.0}, {"flip": 1.0}):
+        batches = TrainingBatches(split, changed(closer, image=image))
+        batch = batches[0]
+        for row, image_id in enumerate(batch.image_ids):
+            pixels = torch.from_numpy(read_image(records[image_id])).permute(2, 0, 1)
+            seen.append(batch.stored[row])
+            assert torch.equal(seen[-1], pixels.flip(-1) if image["flip"] else pixels)
+            height, width = batch.sizes_hw[row].tolist()
+            again, _ = show(batch.stored[row], Targets(torch.zeros(0, 4), torch.zeros(0).long()), View(height, width))
+            torch.testing.assert_close(batch.images[row, :, :height, :width], again, rtol=0, atol=0.02)
+        assert same(joined(halves(batch)), batch)
+        kept = {image.data_ptr() for image in batches._decode._kept.values()}
+        assert image["flip"] or {image.data_ptr() for image in batch.stored} <= kept, "shared with the cache"
+    assert not all(torch.equal(pixels, pixels.flip(-1)) for pixels in seen)
+    for evaluated in evaluation_batches(split, closer):
+        for image_id, stored in zip(evaluated.image_ids, evaluated.stored, strict=True):
+            assert torch.equal(stored, torch.from_numpy(read_image(records[image_id])).permute(2, 0, 1))
 
 
 def halves(batch: Batch) -> list[Batch]:
@@ -180,6 +212,7 @@ def joined(parts: list[Batch]) -> Batch:
         torch.cat([part.original_hw for part in parts]),
         sum((part.image_ids for part in parts), ()),
         sum((part.targets for part in parts), ()),
+        sum((part.stored for part in parts), ()),
     )
 
 

@@ -12,7 +12,7 @@ from noisebox.config import GuidanceConfig, Sampling
 from noisebox.config.yolc import YolcConfig
 from noisebox.errors import UserError
 from noisebox.models import BOX_MONITORS
-from noisebox.models.yolc.detector import fuse
+from noisebox.models.yolc.detector import Yolc, fuse
 from noisebox.structures import Batch, Detections, Targets
 
 ONCE, TWICE = Sampling(steps=1), Sampling(steps=1, crops=True)
@@ -247,7 +247,7 @@ def test_the_second_look_sees_more_than_the_first(trained):
     assert all(torch.equal(a.coarse.boxes_xyxy, b.coarse.boxes_xyxy) for a, b in zip(once, sights, strict=True))
 
 
-@pytest.mark.parametrize("on_crops", [False, True])
+@pytest.mark.parametrize("on_crops", [0, 1])
 def test_a_step_reaches_every_parameter_and_leaves_the_global_generator_alone(on_crops):
     model = make_yolc(train_on_crops=on_crops).train()
     state = torch.get_rng_state()
@@ -272,10 +272,27 @@ def test_the_training_crop_belongs_to_seed_step_and_image():
     drawn = [model(batch, seed, step)["loss_heatmap"].item() for seed, step in keys]
     assert [model(batch, seed, step)["loss_heatmap"].item() for seed, step in keys] == drawn
     assert len(set(drawn)) > 1
-    plain = make_yolc(train_on_crops=False).train()
+    plain = make_yolc(train_on_crops=0).train()
     without = {plain(batch, 0, step)["loss_heatmap"].item() for step in range(3)}
     assert len(without) == 1
     assert max(without) < min(drawn)
+
+
+def test_a_share_of_the_images_is_shown_as_a_crop_too_whatever_batch_they_are_in(monkeypatch):
+    """Which ones, is drawn by seed, step and image alone: alone or together, the same are."""
+    batch, cut = make_batch(range(4)), Yolc.crops
+    shown = []
+    monkeypatch.setattr(Yolc, "crops", lambda self, *given: shown.append(cut(self, *given)) or shown[-1])
+    model = make_yolc(train_on_crops=0.5, hidden_dim=8).train()
+    with torch.no_grad():
+        for step in range(30):
+            model(batch, 0, step)
+        assert 40 < sum(len(crops) for crops in shown) < 80
+        together = [set(crops.image.tolist()) for crops in shown[:5]]
+        for step, images in enumerate(together):
+            for image_id in range(4):
+                model(make_batch([image_id]), 0, step)
+                assert len(shown[-1]) == (image_id in images)
 
 
 def test_images_without_objects_cost_only_their_heatmap():

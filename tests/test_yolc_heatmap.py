@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
-from noisebox.models.yolc.heatmap import centre_pixels, focal_loss, gaussian_radius, heatmap_targets, peaks
+from noisebox.models.yolc.heatmap import (
+    centre_pixels,
+    crowded_pixels,
+    focal_loss,
+    gaussian_radius,
+    heatmap_targets,
+    peaks,
+)
 from noisebox.structures import Targets
 
 SIZE = (24, 40)
@@ -94,6 +101,29 @@ def test_the_focal_loss_is_what_its_words_say(seed, scale):
     logits = scale * torch.randn(heatmap.shape, generator=torch.Generator().manual_seed(seed))
     expected = [focal_by_its_words(*row) for row in zip(logits.double(), heatmap.double(), strict=True)]
     assert focal_loss(logits, heatmap).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_in_a_crowd_nothing_of_its_class_is_background_but_objects_stay_objects():
+    """Loss and gradient by hand: the terms of crowded values that are no centres are gone, all others are as before."""
+    object_, crowds = (
+        torch.tensor([[4.0, 4.0, 10.0, 9.0]]),
+        torch.tensor([[2.5, 3.0, 20.0, 12.2], [30.0, 0.0, 40.0, 24.0]]),
+    )
+    targets = [Targets(object_, torch.tensor([1]), crowds, torch.tensor([1, 0])), random_targets(3, 2)]
+    heatmap = heatmap_targets(targets, 3, SIZE, 0.3)
+    crowded = crowded_pixels(targets, heatmap.shape)
+    expected = torch.zeros_like(crowded)
+    expected[0, 1, 3:13, 2:20] = expected[0, 0, :, 30:] = True
+    assert torch.equal(crowded, expected)
+    logits = torch.randn(heatmap.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = focal_loss(logits, heatmap, crowded)
+    p, unjudged = logits.detach().double().sigmoid(), crowded & (heatmap != 1)
+    gone = -((1 - heatmap) ** 4 * p**2 * (1 - p).log() * unjudged).sum((1, 2, 3)) / torch.tensor([1, 2])
+    assert gone[0] > 1 and gone[1] == 0
+    assert loss.tolist() == pytest.approx((focal_loss(logits, heatmap) - gone).tolist(), rel=1e-4)
+    loss.sum().backward()
+    assert (logits.grad[unjudged] == 0).all() and (logits.grad[~unjudged] != 0).all()
+    assert crowded_pixels([random_targets(3, 2)], heatmap.shape) is None
 
 
 def test_the_gradient_of_the_focal_loss_is_its_derivative():

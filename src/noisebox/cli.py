@@ -579,6 +579,10 @@ def predict(
     score: Annotated[float, typer.Option(help="What scores less is left out.", min=0, max=1)] = 0.3,
     eval_seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
     batch: Annotated[int | None, typer.Option(help="Images at once.", min=1, show_default="as in evaluation")] = None,
+    crops: Annotated[bool, typer.Option("--crops", help="Family yolc: look again where objects crowd.")] = False,
+    visualize: Annotated[
+        bool, typer.Option("--visualize", help="Family yolc: draw heatmap, crops, coarse and final boxes, too.")
+    ] = False,
 ) -> None:
     """Detect in any images: COCO results and pictures.
 
@@ -588,14 +592,18 @@ def predict(
     path = Path(which) if which.endswith(".pth") else _checkpoint(graph.Lineage.parse(which).name, seed)
     folder = out or Path("predictions") / (path.stem if which.endswith(".pth") else f"{which}/seed{seed}")
 
-    from noisebox.evaluation.predict import IMAGES, PREDICTIONS
+    from noisebox.evaluation.predict import IMAGES, LOOKS, PREDICTIONS
     from noisebox.evaluation.predict import predict as run_predict
+    from noisebox.report.aerial_pictures import write_pictures as write_looks
     from noisebox.report.predictions import write_pictures
 
-    run_predict(path, images, folder, steps=steps, score=score, eval_seed=eval_seed, batch_size=batch)
+    ways = {"crops": crops, "visualize": visualize}
+    run_predict(path, images, folder, steps=steps, score=score, eval_seed=eval_seed, batch_size=batch, **ways)
     root = images if images.is_dir() else images.parent
     pictures = write_pictures(folder / PREDICTIONS, folder / IMAGES, root, folder / "pictures")
     say(f"{folder / PREDICTIONS}, {folder / IMAGES}, and {len(pictures)} pictures in {folder / 'pictures'}")
+    if visualize:
+        say(f"{len(write_looks(folder / LOOKS))} pictures of what was seen in {folder / LOOKS}")
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """`noisebox prune`: free the space of checkpoints that only serve to go on, where DVC holds their bytes.
 
 Of a finished run these are last.pth, best.pth, or what its line calls that, and checkpoints of epochs; model_final.pth,
-which results stand on, always stays. A file goes only when its bytes were found in DVC's cache or in a remote, so it can be had back. What
-killed processes left in a run's folder goes too, unless a training could go on from it.
+which results stand on, always stays. A file goes only when its bytes were found in DVC's cache or in a remote, so it
+can be had back. What killed processes left in a run's folder goes too, unless a training could go on from it.
 """
 
 import fcntl

@@ -1,6 +1,6 @@
 """What travels between data, models and evaluation: batches of images with their targets, and detections."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 import torch
@@ -20,13 +20,17 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class Targets:
-    """Ground truth of one image: `boxes_xyxy` (G, 4) float32 in pixels of the resized image, `labels` (G,) int64."""
+    """Ground truth of one image: `boxes_xyxy` (G, 4) float32 in pixels of the resized image, `labels` (G,) int64; and
+    likewise `crowds_xyxy` (N, 4) and `crowd_labels` (N,): in a crowd, what looks like its class is neither an object to
+    be found nor a mistake, as in VisDrone's ignored regions."""
 
     boxes_xyxy: Tensor
     labels: Tensor
+    crowds_xyxy: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
+    crowd_labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     def to(self, device: torch.device | str) -> "Targets":
-        return Targets(self.boxes_xyxy.to(device), self.labels.to(device))
+        return Targets(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Batch:
 
     `images`: (B, 3, H, W) float32 in [0, 1], RGB, the padding 0. `sizes_hw`: (B, 2) int64, each image's size without
     padding. `original_hw`: (B, 2) int64, its size as stored. `image_ids`: the dataset's ids, the key of all per-image
-    randomness. `targets`: B entries, labels counted from 0.
+    randomness. `targets`: B entries, labels counted from 0. `stored`: B images (3, h, w) uint8 as stored, mirrored
+    where the resized ones are; or none, where the family does not look closer.
     """
 
     images: Tensor
@@ -43,9 +48,18 @@ class Batch:
     original_hw: Tensor
     image_ids: tuple[int, ...]
     targets: tuple[Targets, ...]
+    stored: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def detailed(self, row: int) -> Tensor:
+        """An image (3, h, w) in all the detail there is: as stored, uint8, if the batch carries that; else as resized,
+        without padding."""
+        if self.stored:
+            return self.stored[row]
+        height, width = self.sizes_hw[row].tolist()
+        return self.images[row, :, :height, :width]
 
     def to(self, device: torch.device | str) -> "Batch":
         return replace(
@@ -54,6 +68,7 @@ class Batch:
             sizes_hw=self.sizes_hw.to(device),
             original_hw=self.original_hw.to(device),
             targets=tuple(target.to(device) for target in self.targets),
+            stored=tuple(image.to(device) for image in self.stored),
         )
 
     def part(self, rows: slice) -> "Batch":
@@ -63,6 +78,7 @@ class Batch:
             self.original_hw[rows],
             self.image_ids[rows],
             self.targets[rows],
+            self.stored[rows],
         )
 
 

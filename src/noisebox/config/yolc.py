@@ -16,9 +16,10 @@ class YolcConfig(Section):
 
     `hidden_dim` is the width of the feature map at stride 4, `heatmap_channels` that of each class at stride 2. Where
     the heatmap passes `cluster_threshold` there is something; around the densest places lie the crops: at most
-    `max_patches_per_img`, no side under `min_patch_size` pixels of the resized image. A crop is enlarged to a canvas of
-    `crop_canvas` times the image's height and width. `train_on_crops`: each training image is also shown as one of its
-    own crops. Of what both looks find, `max_detections` are kept after non-maximum suppression.
+    `max_patches_per_img`, no side under `min_patch_size` pixels of the resized image. A crop is cut from the image as
+    stored, and fills a canvas of `crop_canvas` times the resized image's height and width. `train_on_crops`: this share
+    of the training images is also shown as one of their own crops. Of what both looks find, `max_detections` are kept
+    after non-maximum suppression.
     """
 
     backbone: str = "hrnet_w32"
@@ -29,7 +30,7 @@ class YolcConfig(Section):
     max_patches_per_img: Patches = 4
     min_patch_size: Positive = 64
     crop_canvas: Annotated[float, Field(gt=0, le=1)] = 1.0
-    train_on_crops: bool = True
+    train_on_crops: Fraction = 1.0
     nms_threshold: Fraction = 0.6
     max_detections: Positive = 300
 
@@ -76,4 +77,4 @@ class YolcDistillConfig(TeacherConfig):
         return self
 
 
-FAMILY = Family(YolcConfig, YolcLossConfig, YolcDistillConfig)
+FAMILY = Family(YolcConfig, YolcLossConfig, YolcDistillConfig, looks_closer=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from noisebox.config import RunConfig
+from noisebox.config.families import sections_of
 from noisebox.data.coco import CocoSplit, ImageRecord, read_image
 from noisebox.data.stream import made_ahead, places_of, scheduled_edge
 from noisebox.data.transforms import View, evaluation_view, show, training_view
@@ -22,7 +23,8 @@ class TrainingBatches:
     The split's images form one stream: epoch after epoch, each a permutation drawn by the key (seed, "order", epoch).
     Step k takes the k-th `solver.batch_size` of the stream, so a batch may span epochs. `rank` of `world_size` devices
     gets its share of that batch, neighbouring images, padded to the size of the whole: what a device computes of an
-    image does not depend on how many there are. Crowds are no targets.
+    image does not depend on how many there are. Crowds are no objects. The images as stored, which a family that looks
+    closer wants, are those of the cache, not copies.
 
     Raises UserError when the batch cannot be shared evenly by devices and accumulation steps.
     """
@@ -36,6 +38,7 @@ class TrainingBatches:
             )
         self.split, self.config = split, config
         self.rank, self.world_size = rank, world_size
+        self._closer = sections_of(config.family).looks_closer
         self._decode = _DecodedImages(config.image.cache_mib / max(1, config.workers))
 
     def __getitem__(self, step: int) -> Batch:
@@ -46,7 +49,8 @@ class TrainingBatches:
         views = [training_view(r.height, r.width, image, config.seed, step, r.id) for r in records]
         share = len(records) // self.world_size
         own = slice(self.rank * share, (self.rank + 1) * share)
-        return _batch(records[own], views[own], [self._decode(record) for record in records[own]], _padded_hw(views))
+        images = [self._decode(record) for record in records[own]]
+        return _batch(records[own], views[own], images, _padded_hw(views), self._closer)
 
     def _records(self, step: int) -> list[ImageRecord]:
         """The images of the whole batch."""
@@ -64,7 +68,7 @@ class EvaluationBatches:
         by_size: dict[View, list[ImageRecord]] = {}
         for record in split.images:
             by_size.setdefault(evaluation_view(record.height, record.width, config.image), []).append(record)
-        size = config.eval_batch_size
+        size, self._closer = config.eval_batch_size, sections_of(config.family).looks_closer
         self._groups = [
             (view, records[start : start + size])
             for view, records in by_size.items()
@@ -77,7 +81,7 @@ class EvaluationBatches:
     def __getitem__(self, index: int) -> Batch:
         view, records = self._groups[index]
         images = [_decoded(record) for record in records]
-        return _batch(records, [view] * len(records), images, _padded_hw([view]))
+        return _batch(records, [view] * len(records), images, _padded_hw([view]), self._closer)
 
 
 def training_loader(batches: TrainingBatches, start: int, stop: int, workers: int) -> Iterator[Batch]:
@@ -118,14 +122,19 @@ def _padded_hw(views: Sequence[View]) -> tuple[int, int]:
 
 
 def _batch(
-    records: Sequence[ImageRecord], views: Sequence[View], images: Sequence[Tensor], padded_hw: tuple[int, int]
+    records: Sequence[ImageRecord],
+    views: Sequence[View],
+    images: Sequence[Tensor],
+    padded_hw: tuple[int, int],
+    closer: bool,
 ) -> Batch:
+    """The batch of these images, (3, H, W) uint8, in these views; `closer`: it carries them as stored, too."""
     padded = torch.zeros(len(records), 3, *padded_hw)
     targets = []
     for row, (record, view, image) in enumerate(zip(records, views, images, strict=True)):
-        single = ~record.crowd
-        boxes, labels = torch.from_numpy(record.boxes_xyxy[single]), torch.from_numpy(record.labels[single])
-        shown, target = show(image, Targets(boxes, labels), view)
+        boxes, labels = torch.from_numpy(record.boxes_xyxy), torch.from_numpy(record.labels)
+        crowd = torch.from_numpy(record.crowd)
+        shown, target = show(image, Targets(boxes[~crowd], labels[~crowd], boxes[crowd], labels[crowd]), view)
         padded[row, :, : view.height, : view.width] = shown
         targets.append(target)
     return Batch(
@@ -134,4 +143,7 @@ def _batch(
         original_hw=torch.tensor([(record.height, record.width) for record in records]),
         image_ids=tuple(record.id for record in records),
         targets=tuple(targets),
+        stored=tuple(
+            image.flip(-1) if view.flip else image for image, view in zip(images, views, strict=True) if closer
+        ),
     )

@@ -47,14 +47,20 @@ def show(image: Tensor, targets: Targets, view: View) -> tuple[Tensor, Targets]:
     """Bring an image, (3, H, W) uint8, and its targets into a view: (3, h, w) float32 in [0, 1], boxes in its pixels.
 
     Resizing is bilinear with antialiasing, and nothing at all where the size already fits. Boxes are clipped, and those
-    with a side under MIN_SIDE dropped.
+    with a side under MIN_SIDE dropped; so are crowds.
     """
-    size = [view.height, view.width]
-    boxes = tv_tensors.BoundingBoxes(targets.boxes_xyxy, format="XYXY", canvas_size=tuple(image.shape[-2:]))
+    size, objects = [view.height, view.width], len(targets.labels)
+    both, labels = (
+        torch.cat((targets.boxes_xyxy, targets.crowds_xyxy)),
+        torch.cat((targets.labels, targets.crowd_labels)),
+    )
+    boxes = tv_tensors.BoundingBoxes(both, format="XYXY", canvas_size=tuple(image.shape[-2:]))
     if list(image.shape[-2:]) != size:
         image, boxes = F.resize(image, size, antialias=True), F.resize(boxes, size)
     if view.flip:
         image, boxes = F.horizontal_flip(image), F.horizontal_flip(boxes)
     boxes_xyxy = clip_boxes_to_image(boxes.as_subclass(Tensor), (view.height, view.width))
     kept = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] >= MIN_SIDE).all(dim=1)
-    return F.to_dtype(image, torch.float32, scale=True), Targets(boxes_xyxy[kept], targets.labels[kept])
+    single, crowded = kept[:objects].nonzero()[:, 0], kept[objects:].nonzero()[:, 0] + objects
+    shown = Targets(boxes_xyxy[single], labels[single], boxes_xyxy[crowded], labels[crowded])
+    return F.to_dtype(image, torch.float32, scale=True), shown

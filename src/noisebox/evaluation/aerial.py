@@ -1,6 +1,8 @@
 """The evaluation of one YOLC checkpoint: as every detector of boxes, and of some images all that it saw in them."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +11,7 @@ import torch
 
 from noisebox import graph
 from noisebox.config import ExperimentConfig, RunConfig
-from noisebox.data.coco import CocoSplit
+from noisebox.data.coco import CocoSplit, ImageRecord
 from noisebox.data.loader import evaluation_batches
 from noisebox.evaluation.boxes import evaluate, measured_rows
 from noisebox.evaluation.measuring import autocast
@@ -30,23 +32,25 @@ def evaluate_run(
     config, line = task.config, experiment.aerial
     evaluate(model, config, checkpoint, line.asked(), line.pictures, task.val, classes)
     path = Path(graph.evaluation_folder(config.lineage, config.seed)) / "looks.npz"
-    write_looks(path, model, config, task.val, line.pictures, crops=any(line.crops))
+    write_looks(path, model, config, task.val, task.val.images[: line.pictures], crops=any(line.crops))
 
 
-def write_looks(path: Path, model: Yolc, config: RunConfig, split: CocoSplit, images: int, crops: bool) -> None:
-    """Write `looks.npz`: of each of the split's first images, by its place, what one look saw, or with `crops` two.
+def write_looks(
+    path: Path, model: Yolc, config: RunConfig, split: CocoSplit, shown: Sequence[ImageRecord], crops: bool
+) -> None:
+    """Write such as `looks.npz`: of some of the split's images, by their places in `shown`, what one look saw, or with
+    `crops` two.
 
     `image_0` (H, W, 3) uint8 as the model saw it; all else is in its pixels. `heatmap_0` (H, W) float16 in [0, 1], the
     largest over the classes; `crops_0` (R, 4), where the second look went; of the boxes `truth`, `coarse` (one look,
     before they are refined) and `final` (refined, of both looks) each `coarse_0` (N, 4) and `coarse_labels_0` (N,), and
     but for the truth `coarse_scores_0` (N,), falling. `facts` is JSON: the images' file names, the classes, `crops`.
     """
-    shown = split.images[:images]
     place = {record.id: index for index, record in enumerate(shown)}
     arrays: Arrays = {}
     model.eval()
     with torch.no_grad(), autocast(config.device, config.precision):
-        for batch in evaluation_batches(CocoSplit(**{**vars(split), "images": shown}), config) if shown else ():
+        for batch in evaluation_batches(replace(split, images=tuple(shown)), config) if shown else ():
             on_device = batch.to(config.device)
             sights = model.look(model.encode(on_device), on_device, crops)
             for row, (image_id, sight) in enumerate(zip(batch.image_ids, sights, strict=True)):

@@ -16,15 +16,17 @@ from noisebox.data.boxes import READERS
 from noisebox.data.catalog import open_split
 from noisebox.data.coco import EXIF_ORIENTATION, CocoSplit, ImageRecord, decode_image
 from noisebox.errors import UserError
+from noisebox.evaluation.aerial import write_looks
 from noisebox.evaluation.detection import to_coco_results
 from noisebox.evaluation.protocol import measure
 from noisebox.files import write_json
 from noisebox.machine import placed
+from noisebox.models.yolc.detector import Yolc
 from noisebox.progress import Progress
 from noisebox.structures import Detections
 from noisebox.training.checkpoint import load_model
 
-PREDICTIONS, IMAGES = "predictions.json", "images.json"
+PREDICTIONS, IMAGES, LOOKS = "predictions.json", "images.json", "looks"
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")  # looked for in a folder
 ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 ID_BYTES = 6  # so that an id stays exact in any JSON reader
@@ -39,6 +41,8 @@ def predict(
     score: float = 0.3,
     eval_seed: int = 0,
     batch_size: int | None = None,
+    crops: bool = False,
+    visualize: bool = False,
 ) -> dict[int, Detections]:
     """Detect in an image file, or in all image files of a folder, and write what has at least `score` below `out`.
 
@@ -50,11 +54,19 @@ def predict(
     keyed by its id: that of the validation split, where the checkpoint's dataset is in place and has the image, so that
     it is detected as `noisebox evaluate` does under the same eval seed and steps; else one made of the file's name.
 
-    Raises UserError when there is no image, or one cannot be read, before the model runs.
+    With `crops` a detector of family yolc looks again where objects crowd. With `visualize` what it saw in each image
+    is written, too, as `looks/<file name>.npz`, see `noisebox.evaluation.aerial.write_looks`.
+
+    Raises UserError when there is no image, or one cannot be read, or the detector cannot look so, before the model
+    runs.
     """
     files = image_files(images)
     model, config, state = load_model(checkpoint)
     config = runnable(config, batch_size or config.eval_batch_size)
+    sampling = Sampling(steps=steps, crops=crops)
+    model.check_sampling(sampling)
+    if visualize and not isinstance(model, Yolc):
+        raise UserError(f"{checkpoint} is of family {config.family}; only what a detector of family yolc sees is drawn")
     split = CocoSplit(
         name=str(images),
         classes=tuple(state["classes"]),
@@ -62,12 +74,13 @@ def predict(
         images=tuple(read_records(files, image_ids(files, config))),
         annotation_file=out / IMAGES,
     )
-    sampling = Sampling(steps=steps)
     with Progress("predict", len(files)) as progress:
         measured = measure(placed(model, config), split, config, {sampling: [eval_seed]}, progress)
     found = {image: _from(score, each) for image, each in measured.detections[eval_seed, sampling].items()}
     write_json(out / IMAGES, split.ground_truth())
     write_json(out / PREDICTIONS, to_coco_results(split, found))
+    for record in split.images if visualize else ():
+        write_looks(out / LOOKS / f"{record.file_name}.npz", model, config, split, [record], crops)
     return found
 
 

@@ -60,15 +60,16 @@ class Yolc(Detector):
     def supervised(self, output: Output, batch: Batch, seed: int, step: int) -> dict[str, Tensor]:
         """The loss of what the network said of a batch against ground truth, means over images, and BOX_MONITORS.
 
-        With `train_on_crops` an image's terms are added to by those of one of its crops, drawn by the key (seed,
-        "training crop", step, image id) from those that its ground truth gives.
+        The terms of one of its crops are added to those of an image, for a share `train_on_crops` of them: by the key
+        (seed, "training crop", step, image id) it is drawn whether, and which of those that its ground truth gives.
         """
         heatmap = self._heatmap_targets(batch.targets, output)
         terms, boxes_xyxy = supervised_terms(self.network, output, batch.targets, heatmap, self.loss)
         sums = {name: term.sum() for name, term in terms.items()}
         if self.config.train_on_crops:
             regions = zip(self.regions(heatmap, batch), batch.image_ids, strict=True)
-            crops = self.crops(batch, [_one_of(each, seed, step, image_id) for each, image_id in regions])
+            share = self.config.train_on_crops
+            crops = self.crops(batch, [_drawn(each, share, seed, step, image_id) for each, image_id in regions])
             if len(crops):
                 closer, targets = self.network(crops.images, crops.sizes_hw), crops.targets(batch.targets)
                 heatmap = self._heatmap_targets(targets, closer)
@@ -90,7 +91,7 @@ class Yolc(Detector):
 
     def crops(self, batch: Batch, regions: Sequence[Tensor]) -> Crops:
         """The crops of a batch at each image's regions (R, 4)."""
-        return cut(batch.images, batch.sizes_hw, regions, self.config.crop_canvas)
+        return cut(batch, regions, self.config.crop_canvas)
 
     def check_sampling(self, sampling: Sampling) -> None:
         super().check_sampling(sampling.model_copy(update={"crops": False}))
@@ -160,10 +161,11 @@ def fuse(parts: Sequence[Detections], size_hw: tuple[int, int], config: YolcConf
     return Detections(boxes_xyxy[kept], scores[kept], labels[kept])
 
 
-def _one_of(regions: Tensor, seed: int, step: int, image_id: int) -> Tensor:
-    """One region (1, 4) of an image's (R, 4), or none of none."""
+def _drawn(regions: Tensor, share: float, seed: int, step: int, image_id: int) -> Tensor:
+    """One region (1, 4) of an image's (R, 4), for a share of the images; else, and of none, none."""
     generator = torch_generator(seed, "training crop", step, image_id)
-    return regions[torch.randperm(len(regions), generator=generator)[:1]]
+    order = torch.randperm(len(regions), generator=generator)
+    return regions[order[: int(torch.rand((), generator=generator) < share)]]
 
 
 def _box_monitors(boxes_xyxy: Tensor) -> dict[str, Tensor]:

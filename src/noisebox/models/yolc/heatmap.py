@@ -66,16 +66,30 @@ def centre_pixels(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return torch.stack((x.clamp(0, size_hw[1] - 1), y.clamp(0, size_hw[0] - 1)), dim=-1)
 
 
-def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+def crowded_pixels(targets: Sequence[Targets], shape: Sequence[int]) -> Tensor | None:
+    """Which values of heatmaps of `shape`, B, K, H, W, lie in a crowd of their class, if partly; None if none do."""
+    if not any(len(target.crowd_labels) for target in targets):
+        return None
+    crowded = torch.zeros(*shape, dtype=torch.bool, device=targets[0].crowds_xyxy.device)
+    for row, target in enumerate(targets):
+        corners = torch.cat((target.crowds_xyxy[:, :2].floor(), target.crowds_xyxy[:, 2:].ceil()), dim=1).long()
+        for (x1, y1, x2, y2), label in zip(corners.tolist(), target.crowd_labels.tolist(), strict=True):
+            crowded[row, label, y1:y2, x1:x2] = True
+    return crowded
+
+
+def focal_loss(logits: Tensor, target: Tensor, crowded: Tensor | None = None) -> Tensor:
     """The penalty-reduced focal loss (B,) of heatmaps (B, K, H, W), a sum per image over the number of its centres
     (CornerNet, equation 1, alpha 2, beta 4).
 
-    Where the target y is 1: -(1 - p)² log p. Elsewhere: -(1 - y)⁴ p² log(1 - p). Padding counts as background.
+    Where the target y is 1: -(1 - p)² log p. Elsewhere: -(1 - y)⁴ p² log(1 - p), but nothing where it is `crowded`, by
+    `crowded_pixels`. Padding counts as background.
     """
     image, *place = (target == 1).nonzero(as_tuple=True)
     at_centre = logits[image, *place]
     centres = (-at_centre).sigmoid().square() * F.logsigmoid(at_centre)
-    per_image: Tensor = _Background.apply(logits, target).index_add(0, image, centres)
+    background = target if crowded is None else target.masked_fill(crowded, 1.0)
+    per_image: Tensor = _Background.apply(logits, background).index_add(0, image, centres)
     return -per_image / torch.bincount(image, minlength=len(logits)).clamp(min=1)
 
 

@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from noisebox.config.yolc import YolcLossConfig
 from noisebox.models.yolc.decode import STRIDE, Regression, cells_of, encode
-from noisebox.models.yolc.heatmap import focal_loss
+from noisebox.models.yolc.heatmap import crowded_pixels, focal_loss
 from noisebox.models.yolc.network import Network, Output
 from noisebox.structures import Targets
 
@@ -37,14 +37,15 @@ def supervised_terms(
     `loss_…_l1`, means over the image's objects, 0 where it has none. With them the refined boxes (G, 4) of all objects.
 
     A box is held to account at the cell that holds the object's centre. L1 is that of the raw numbers, so it counts in
-    shares of the reference's size. `heatmap`: the target of the heatmap.
+    shares of the reference's size. `heatmap`: the target of the heatmap, which crowds leave unjudged.
     """
     goals = pad_sequence([target.boxes_xyxy for target in targets], batch_first=True)
     counts = torch.tensor([len(target.labels) for target in targets], device=goals.device)
     valid = torch.arange(goals.shape[1], device=goals.device) < counts[:, None]
     image = valid.nonzero()[:, 0]
     stages = network.boxes_at(output, cells_of((goals[..., :2] + goals[..., 2:]) / 2, output.grid_hw))
-    terms = {"loss_heatmap": config.heatmap_weight * focal_loss(output.heatmap, heatmap)}
+    crowded = crowded_pixels(targets, output.heatmap.shape)
+    terms = {"loss_heatmap": config.heatmap_weight * focal_loss(output.heatmap, heatmap, crowded)}
     for name, stage in zip(("coarse", "refined"), stages, strict=True):
         said, goal = Regression(stage.raw[valid], stage.reference_xyxy[valid]), goals[valid]
         gwd = gwd_loss(said.boxes_xyxy, goal, config.gwd_tau)
