@@ -172,8 +172,17 @@ def smoke(recipe: Annotated[str, typer.Argument(help="A file of params/recipes/.
 
 
 @app.command()
-def train(lineage: Lineage, seed: Seed = 0) -> None:
-    """Train a lineage with one seed, or go on with a killed run."""
+def train(
+    lineage: Lineage,
+    seed: Seed = 0,
+    profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps instead; no run is touched.")] = False,
+    profile_steps: Annotated[int, typer.Option(help="Steps to trace.", min=1)] = 5,
+) -> None:
+    """Train a lineage with one seed, or go on with a killed run.
+
+    With --profile, a few steps from fresh weights are traced into traces/<lineage>/seed<k>.json.gz, for
+    ui.perfetto.dev, and the ten costliest operations are printed.
+    """
     from noisebox.config import load_experiment, resolve, teacher_of
     from noisebox.tasks import open_task
 
@@ -184,6 +193,15 @@ def train(lineage: Lineage, seed: Seed = 0) -> None:
         named = teacher_of(lineage, seed)
         teacher = Path(named) if named else None
         task = open_task(config)
+
+        if profile:
+            from noisebox.training.profiling import WARM_UP, profile_training
+
+            trace = Path(graph.trace_file(lineage, seed))
+            stream = task.batches(0, WARM_UP + profile_steps)
+            say(profile_training(config, task.classes, stream, trace, profile_steps, teacher))
+            say(f"{trace}: open it in ui.perfetto.dev")
+            return
 
         from noisebox.training.loop import train as run_training
 
