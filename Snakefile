@@ -2,6 +2,7 @@
 # same to DVC; tests/test_parity.py holds the two together.
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from noisebox import graph
@@ -10,6 +11,9 @@ from noisebox.errors import UserError
 from noisebox.experiment import check_experiment
 from noisebox.files import read_yaml
 from snakemake.exceptions import WorkflowError
+
+# Hundreds of jobs ask for the same few, and nothing changes while the graph is resolved.
+code_files, read_recipe = cache(graph.code_files), cache(load_recipe)
 
 
 configfile: graph.EXPERIMENT
@@ -36,7 +40,7 @@ EVALUATIONS = [
 def lineages_of(section):
     """The pattern of lineages of a section of the experiment, declared or not: its recipes, joined by '+'."""
     recipes = [path.stem for path in Path("params/recipes").glob("*.yaml")]
-    own = "|".join(recipe for recipe in recipes if graph.section_of(load_recipe(recipe).family) == section)
+    own = "|".join(recipe for recipe in recipes if graph.section_of(read_recipe(recipe).family) == section)
     return rf"({own})(\+({own}))*" if own else "(?!)"
 
 

@@ -7,9 +7,9 @@ import torch
 from small_yolc import make_yolc
 from typer.testing import CliRunner
 
+from noisebox.bench.crops import crowded
 from noisebox.cli import app
 from noisebox.errors import UserError
-from noisebox.evaluation import speed
 from noisebox.models.yolc.lsm import crowded_regions
 
 SMALL = ["--depth", "slim", "--hidden", "8", "--classes", "2", "--size", "96", "128", "--boxes", "2", "--batch", "1"]
@@ -18,20 +18,21 @@ SMALL += ["--images", "2", "--train-iters", "1", "--threads", "1"]
 
 @pytest.mark.parametrize("crops", range(7))
 def test_as_many_crops_are_planted_as_are_timed(crops):
-    heatmap = speed._crowded(crops, (2, 3, 320, 512)).sigmoid()
+    heatmap = crowded(crops, (2, 3, 320, 512)).sigmoid()
     sizes = torch.tensor([[320, 512]] * 2)
     found = crowded_regions(heatmap, sizes, make_yolc().config.cluster_threshold, max(crops, 1), 64)
     assert [len(regions) for regions in found] == [crops, crops]
 
 
 def test_the_command_times_each_number_of_crops():
-    done = CliRunner().invoke(app, ["bench", "--crops", "1", "3", *SMALL])
+    done = CliRunner().invoke(app, ["bench", "--crops", "1", "3", *SMALL, "--json", "-"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    seconds = found["infer_s_per_image"]
-    assert list(seconds) == ["0", "1", "3"] and min(seconds.values()) > 0
-    assert found["infer_s_per_crop"] == pytest.approx((seconds["3"] - seconds["0"]) / 3)
-    assert found["settings"]["crops"] == [1, 3] and "infer_s_per_image_and_seed" not in found
+    train, *looks, more = found["timings"]
+    assert train["what"] == "yolc" and [row["what"] for row in looks] == ["0 crops", "1 crop", "3 crops"]
+    assert min(row["low_s"] for row in looks) > 0 and (more["what"], more["unit"]) == ("each crop more", "crop")
+    assert more["median_s"] == pytest.approx((looks[2]["median_s"] - looks[0]["median_s"]) / 3)
+    assert found["settings"]["crops"] == [1, 3]
 
 
 @pytest.mark.parametrize(

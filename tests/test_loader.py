@@ -13,11 +13,12 @@ from coco_files import HEIGHT, WIDTH, content, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torchvision.transforms.v2 import functional as F
 
 from noisebox.config import ImageConfig, RunConfig, resolve
 from noisebox.data.coco import CocoSplit, ImageRecord, read_image, read_split
 from noisebox.data.loader import TrainingBatches, evaluation_batches, training_loader
-from noisebox.data.transforms import View, resized_hw, show, training_view
+from noisebox.data.transforms import View, resized, resized_hw, shown, targets_in, training_view
 from noisebox.errors import UserError
 from noisebox.structures import Batch, Targets
 
@@ -92,11 +93,13 @@ def test_boxes_move_with_their_pixels(height: int, width: int, flip: bool, x: in
     image = torch.zeros(3, HEIGHT, WIDTH, dtype=torch.uint8)
     image[:, y : y + side, x : x + side] = 255
     targets = Targets(torch.tensor([[x, y, x + side, y + side]], dtype=torch.float32), torch.tensor([1]))
-    shown, moved = show(image, targets, View(height, width, flip))
-    assert shown.shape == (3, height, width) and shown.dtype == torch.float32
+    view = View(height, width, flip)
+    seen, moved = shown(image, view), targets_in(view, targets, (HEIGHT, WIDTH))
+    assert seen.shape == (3, height, width) and seen.dtype == torch.uint8
     x1, y1, x2, y2 = moved.boxes_xyxy[0].tolist()
-    assert (x2 - x1) * (y2 - y1) == pytest.approx(shown[0].sum().item(), rel=0.03)
-    mass = shown[0] / shown[0].sum()
+    white = seen[0].float() / 255
+    assert (x2 - x1) * (y2 - y1) == pytest.approx(white.sum().item(), rel=0.03)
+    mass = white / white.sum()
     centre_x = (mass.sum(0) * (torch.arange(width) + 0.5)).sum().item()
     centre_y = (mass.sum(1) * (torch.arange(height) + 0.5)).sum().item()
     assert centre_x == pytest.approx((x1 + x2) / 2, abs=0.15) and centre_y == pytest.approx((y1 + y2) / 2, abs=0.15)
@@ -105,10 +108,26 @@ def test_boxes_move_with_their_pixels(height: int, width: int, flip: bool, x: in
 def test_a_view_of_the_same_size_changes_nothing() -> None:
     image = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[1.25, 2, 3, 4], [5, 5, 5.0005, 9], [20, 10, 30, 20]])
-    shown, targets = show(image, Targets(boxes, torch.tensor([0, 1, 2])), View(20, 30))
-    assert torch.allclose(shown, image.float() / 255, rtol=1e-6, atol=0)
+    targets = targets_in(View(20, 30), Targets(boxes, torch.tensor([0, 1, 2])), (20, 30))
+    assert torch.equal(shown(image, View(20, 30)), image)
     assert torch.equal(targets.boxes_xyxy, boxes[[0, 2]]) and targets.labels.tolist() == [0, 2], "a sliver is dropped"
-    assert type(shown) is torch.Tensor and type(targets.boxes_xyxy) is torch.Tensor
+    assert type(targets.boxes_xyxy) is torch.Tensor
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 60), st.integers(3, 60), st.integers(3, 90), st.integers(3, 90), st.integers(0, 2**32 - 1))
+def test_the_order_of_pixels_in_memory_changes_no_bit(
+    rows: int, columns: int, height: int, width: int, seed: int
+) -> None:
+    """Images are resized as they were decoded, pixel after pixel, and become float32 channel after channel."""
+    pixels = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (rows, columns, 3), dtype=np.uint8))
+    image, view = pixels.permute(2, 0, 1), View(height, width, flip=True)
+    seen = shown(image, view)
+    assert torch.equal(seen, shown(image.contiguous(), view))
+    padded, sizes = seen[None].contiguous(memory_format=torch.channels_last), torch.tensor([[height, width]])
+    nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    scaled = Batch(padded, sizes, sizes, (0,), (nothing,)).to("cpu").images
+    assert scaled.is_contiguous() and torch.equal(scaled[0], F.to_dtype(seen, torch.float32, scale=True))
 
 
 def test_views_are_drawn_from_their_key() -> None:
@@ -143,8 +162,9 @@ def test_an_epoch_shows_every_image_once(split: CocoSplit, config: RunConfig, ba
 
 def test_a_batch_is_what_its_docstring_says(split: CocoSplit, config: RunConfig) -> None:
     batches = TrainingBatches(split, changed(config, solver={"batch_size": IMAGES}, image={"flip": 0.0}))
-    batch = batches[0]
-    assert batch.images.shape[0] == IMAGES and batch.images.dtype == torch.float32
+    assert batches[0].images.dtype == torch.uint8
+    batch = batches[0].to("cpu")
+    assert batch.images.shape[0] == IMAGES and batch.images.dtype == torch.float32 and batch.images.is_contiguous()
     assert all(edge % 32 == 0 for edge in batch.images.shape[2:])
     assert batch.images.min() >= 0 and batch.images.max() <= 1
     records = {record.id: record for record in split.images}
@@ -178,10 +198,10 @@ def test_a_family_that_looks_closer_gets_the_stored_images_mirrored_as_they_are_
             seen.append(batch.stored[row])
             assert torch.equal(seen[-1], pixels.flip(-1) if image["flip"] else pixels)
             height, width = batch.sizes_hw[row].tolist()
-            again, _ = show(batch.stored[row], Targets(torch.zeros(0, 4), torch.zeros(0).long()), View(height, width))
-            torch.testing.assert_close(batch.images[row, :, :height, :width], again, rtol=0, atol=0.02)
+            again = shown(batch.stored[row], View(height, width))
+            torch.testing.assert_close(batch.images[row, :, :height, :width].int(), again.int(), rtol=0, atol=5)
         assert same(joined(halves(batch)), batch)
-        kept = {image.data_ptr() for image in batches._decode._kept.values()}
+        kept = {image.data_ptr() for image in batches._images._kept.values()}
         assert image["flip"] or {image.data_ptr() for image in batch.stored} <= kept, "shared with the cache"
     assert not all(torch.equal(pixels, pixels.flip(-1)) for pixels in seen)
     for evaluated in evaluation_batches(split, closer):
@@ -255,18 +275,27 @@ def test_evaluation_does_not_depend_on_the_batch_size(split: CocoSplit, config: 
 
 
 def test_the_cache_keeps_to_its_budget(split: CocoSplit, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole split takes 63 KiB, so 0 MiB decode every image at each use, 1 MiB each image once."""
+    """The whole split takes 63 KiB, so 0 MiB decode every image at each use, 1 MiB each image once; with one short edge
+    it is resized once as well."""
     decoded: list[int] = []
 
     def counted(record: ImageRecord) -> NDArray[np.uint8]:
         decoded.append(record.id)
         return read_image(record)
 
+    def resizing(image: torch.Tensor, view: View) -> torch.Tensor:
+        made.append(view)
+        return resized(image, view)
+
+    made: list[View] = []
     monkeypatch.setattr("noisebox.data.loader.read_image", counted)
-    seen = []
-    for budget, expected in ((1, IMAGES), (0, 4 * IMAGES)):
-        decoded.clear()
-        batches = TrainingBatches(split, changed(config, image={"cache_mib": budget}, solver={"batch_size": IMAGES}))
-        seen.append([batches[step] for step in range(4)])
-        assert len(decoded) == expected
-    assert all(same(a, b) for a, b in zip(*seen, strict=True))
+    monkeypatch.setattr("noisebox.data.loader.resized", resizing)
+    for edges, resizes in (([40, 48, 56], (0, 0)), ([48], (IMAGES, 4 * IMAGES))):
+        seen = []
+        for budget, expected, expected_resizes in ((1, IMAGES, resizes[0]), (0, 4 * IMAGES, resizes[1])):
+            decoded.clear(), made.clear()
+            image = {"cache_mib": budget, "train_short_edges": edges}
+            batches = TrainingBatches(split, changed(config, image=image, solver={"batch_size": IMAGES}))
+            seen.append([batches[step] for step in range(4)])
+            assert (len(decoded), len(made)) == (expected, expected_resizes)
+        assert all(same(a, b) for a, b in zip(*seen, strict=True))

@@ -45,7 +45,7 @@ def test_the_denoiser_says_again_what_it_said(split: CocoSplit, config: RunConfi
     model = opinionated(make_detector(quality_head=True))
     sampling = Sampling(steps=3, guidance=guidance)
     told = trajectories(model, split, config, 5, sampling)
-    (first,) = [batch for batch in evaluation_batches(split, config) if 10 in batch.image_ids]
+    (first,) = [batch.to("cpu") for batch in evaluation_batches(split, config) if 10 in batch.image_ids]
     steps = told[10]
     assert [step["t"] for step in steps] == [999, 665, 332]
     scale = torch.tensor([2.0, 2.0, 2.0, 2.0])  # 48 × 64 pixels shown as 96 × 128

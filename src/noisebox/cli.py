@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -199,6 +199,8 @@ def train(
         Literal["refuse", "resume", "fresh"],
         typer.Option(help="What to do with an interrupted training of other settings, code or data."),
     ] = "refuse",
+    profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps instead; no run is touched.")] = False,
+    profile_steps: Annotated[int, typer.Option(help="Steps to trace.", min=1)] = 5,
 ) -> None:
     """Train a lineage with one seed, or go on with a killed run.
 
@@ -208,6 +210,10 @@ def train(
     A killed training is gone on with. Where something changed meanwhile that
     its result depends on, it is refused: --if-changed resume goes on with
     the new one, --if-changed fresh starts anew.
+
+    With --profile, a few steps from fresh weights are traced into
+    traces/<lineage>/seed<k>.json.gz, for ui.perfetto.dev, and the ten
+    costliest operations are printed.
     """
     from noisebox.config import AUTO, load_experiment, overrides_of, resolve, teacher_of
     from noisebox.tasks import open_task
@@ -231,12 +237,22 @@ def train(
         parent = graph.Lineage.parse(lineage).parent
         start = _checkpoint(parent.name, seed) if parent else None
         mentor = teacher_of(lineage, seed)
+        teacher = Path(mentor) if mentor else None
         task = open_task(config)
         if config.solver.batch_size == AUTO:
             from noisebox.training.batch_size import with_largest_batch
 
             task = with_largest_batch(task, run)
             say(f"batch_size auto: {task.config.solver.batch_size}")
+
+        if profile:
+            from noisebox.training.profiling import WARM_UP, profile_training
+
+            trace = Path(graph.trace_file(lineage, seed))
+            stream = task.batches(0, WARM_UP + profile_steps)
+            say(profile_training(task.config, task.classes, stream, trace, profile_steps, teacher))
+            say(f"{trace}: open it in ui.perfetto.dev")
+            return
 
         from noisebox.training.loop import train as run_training
 
@@ -249,7 +265,7 @@ def train(
             metric=task.metric,
             validate=task.validate,
             parent=start,
-            teacher=Path(mentor) if mentor else None,
+            teacher=teacher,
             images=task.images,
             if_changed=if_changed,
         )
@@ -517,7 +533,15 @@ def prune(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = Fals
 
 @app.command()
 def bench(
-    more_numbers: Annotated[list[int] | None, typer.Argument(hidden=True)] = None,
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    parts: Annotated[
+        str | None,
+        typer.Option(
+            help="Of train, protocol, steps, matcher, attention, crops, loader, depth, report, counting: "
+            "--parts train protocol.",
+            show_default="train protocol, or with --crops train crops",
+        ),
+    ] = None,
     depth: Annotated[str, typer.Option(help="Backbone: 18, 50 (ResNet), or any backbone name.")] = "18",
     hidden: Annotated[int, typer.Option(help="Channels of pyramid and head.", min=8)] = 256,
     dim_dynamic: Annotated[int, typer.Option(help="Channels of the dynamic convolution.", min=1)] = 64,
@@ -539,29 +563,85 @@ def bench(
     seeds: Annotated[int, typer.Option(help="Eval seeds.", min=1)] = 5,
     images: Annotated[int, typer.Option(help="Images per evaluation pass.", min=1)] = 8,
     train_iters: Annotated[int, typer.Option(help="Training iterations timed.", min=1)] = 6,
+    repeats: Annotated[int, typer.Option(help="How often all else is timed.", min=1)] = 3,
+    items: Annotated[
+        int | None,
+        typer.Option(
+            help="Images, frames, runs of loader, depth, report, counting.", min=1, show_default="each its own"
+        ),
+    ] = None,
+    stored: Annotated[tuple[int, int], typer.Option(help="Height and width of the loader's files.")] = (480, 640),
+    workers: Annotated[int, typer.Option(help="Processes of the loader, beside one alone.", min=1)] = 2,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to run.")] = "cpu",
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the products.")] = "fp32",
     amp: Annotated[bool, typer.Option("--amp", help="The same as --precision bf16.")] = False,
+    json: Annotated[Path | None, typer.Option(help="File for the numbers; - prints them, and no table.")] = None,
+    growth: Annotated[bool, typer.Option("--growth", help="Time each part as one size grows.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for what --growth writes.")] = Path("reports/bench"),
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Two files of --json: nothing is timed.", show_default=False)
+    ] = None,
 ) -> None:
-    """Time training and sampling at sizes given here; prints JSON.
+    """Time training, sampling, data, counting and the report.
 
-    With --crops of YOLC: a look at the whole image against a look at it and at crops; it has neither stages, proposals,
-    steps nor eval seeds.
+    Prints a table: medians after a warm-up, with the shortest and the longest run; images a second; and the share of
+    the rate that a large matrix product reaches on the same machine in the same precision. On a GPU the peak memory is
+    that of the part, on a CPU that of the process so far.
+
+    With --growth, growth.tsv says what grows with what and how fast: the exponent k of cost ~ size^k, fitted over the
+    sizes; growth.png and growth.svg draw it. With --compare, the ratios of what two results have in common.
     """
-    import json
+    from rich.console import Console
 
-    from noisebox.evaluation.speed import BenchSettings
-    from noisebox.evaluation.speed import bench as run_bench
+    if compare:
+        from noisebox.bench.compare import compare as run_compare
+        from noisebox.bench.compare import table as ratio_table
 
+        ratios, differences = run_compare(*compare)
+        Console().print(ratio_table(ratios, *compare))
+        for line in differences or ["same settings, hardware and packages"]:
+            say(line)
+        return
+
+    from noisebox.bench.settings import BenchSettings
+
+    numbers = tuple(int(word) for word in more or [] if word.isdecimal())
+    words = [parts, *(word for word in more or [] if not word.isdecimal())] if parts else more or []
     settings = BenchSettings(
         depth=depth, hidden=hidden, dim_dynamic=dim_dynamic, heads=heads, feedforward=feedforward, proposals=proposals,
         classes=classes, size=size, batch=batch, boxes=boxes, seeds=seeds, images=images, train_iters=train_iters,
-        steps=(steps, *(more_numbers or [])) if steps is not None and crops is None else (1, 5, 20),
-        crops=(crops, *(more_numbers or [])) if crops is not None else (), crop_canvas=crop_canvas,
+        repeats=repeats, items=items, stored=stored, workers=workers,
+        steps=(steps, *numbers) if steps is not None and crops is None else (1, 5, 20),
+        crops=(crops, *numbers) if crops is not None else (), crop_canvas=crop_canvas,
         threads=threads, device=device, precision="bf16" if amp else precision,
     )  # fmt: skip
-    say(json.dumps(run_bench(settings), indent=1))
+    if growth:
+        from noisebox.bench.growth import write_growth
+
+        for path in write_growth(parts and words, settings, out):
+            say(str(path))
+        return
+
+    from noisebox.bench.run import bench as run_bench
+    from noisebox.bench.run import table as bench_table
+
+    result = run_bench(words if parts else ["train", "crops" if settings.crops else "protocol"], settings)
+    _hand_over(result, json)
+    if json != Path("-"):
+        Console().print(bench_table(result))
+
+
+def _hand_over(result: dict[str, Any], path: Path | None) -> None:
+    """Write numbers as JSON to a file, or print them where the file is `-`."""
+    import json
+
+    from noisebox.files import write_json
+
+    if path == Path("-"):
+        say(json.dumps(result, indent=1))
+    elif path:
+        write_json(path, result)
 
 
 @app.command()

@@ -316,6 +316,11 @@ def log_file(verb: str, *subject: str | int) -> str:
     return "/".join(["logs", verb, *(str(part) for part in subject)]) + ".log"
 
 
+def trace_file(lineage: str, seed: int | str) -> str:
+    """What `noisebox train --profile` writes."""
+    return f"traces/{lineage}/seed{seed}.json.gz"
+
+
 def code_files(verb: str, family: str | None = None, root: Path = Path()) -> list[str]:
     """The Python files behind a verb, folders expanded, with those of a family."""
     files: set[str] = set()

@@ -8,7 +8,7 @@ rule data:
     input:
         scale=graph.scale_file(EXPERIMENT.scale),
         datasets=sorted(str(path) for path in Path("params/datasets").glob("*.yaml")),
-        code=graph.code_files("data"),
+        code=code_files("data"),
     output:
         manifest=graph.data_manifest("{line}"),
     params:
@@ -30,7 +30,7 @@ rule depth_gt:
     input:
         manifest=graph.data_manifest("bev"),
         scale=graph.scale_file(EXPERIMENT.scale),
-        code=graph.code_files("depth_gt"),
+        code=code_files("depth_gt"),
     output:
         directory(graph.depth_folder("{split}")),
         graph.depth_report("{split}"),

@@ -4,13 +4,13 @@
 
 def evaluation_inputs(wildcards):
     """What depends on the lineage: its run, and the data and code of its family."""
-    family = load_recipe(graph.Lineage.parse(wildcards.lineage).recipe).family
+    family = read_recipe(graph.Lineage.parse(wildcards.lineage).recipe).family
     line = graph.line_of(family)
     return {
         "run": graph.evaluation_inputs(wildcards.lineage, wildcards.seed),
         "manifest": graph.data_manifest(line),
         "depth": [graph.depth_report("val")] if line == "bev" else [],
-        "code": graph.code_files("evaluate", family),
+        "code": code_files("evaluate", family),
     }
 
 

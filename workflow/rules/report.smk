@@ -6,7 +6,7 @@ rule report:
         "report: reports/summary.md"
     input:
         evaluations=EVALUATIONS,
-        code=graph.code_files("report"),
+        code=code_files("report"),
     output:
         shown(graph.report_outputs()),
         metrics=directory(graph.METRICS),

@@ -7,7 +7,7 @@ def training_inputs(wildcards):
     lineage = graph.Lineage.parse(wildcards.lineage)
     parent = graph.checkpoint(lineage.parent.name, wildcards.seed) if lineage.parent else None
     try:
-        recipes = [load_recipe(recipe) for recipe in lineage.parts]
+        recipes = [read_recipe(recipe) for recipe in lineage.parts]
         teacher = teacher_of(lineage, int(wildcards.seed))
     except UserError as error:
         raise WorkflowError(f"lineage {lineage.name}: {error}")
@@ -19,7 +19,7 @@ def training_inputs(wildcards):
         "smoke": graph.smoke_tsv(lineage.recipe),
         "recipe": graph.recipe_file(lineage.recipe),
         **data_inputs(recipes[-1].family),
-        "code": graph.code_files("train", recipes[-1].family),
+        "code": code_files("train", recipes[-1].family),
     }
 
 
@@ -33,10 +33,10 @@ def data_inputs(family):
 def smoke_inputs(wildcards):
     """What depends on the recipe's family."""
     try:
-        family = load_recipe(wildcards.recipe).family
+        family = read_recipe(wildcards.recipe).family
     except UserError as error:
         raise WorkflowError(str(error))
-    return {**data_inputs(family), "code": graph.code_files("smoke", family)}
+    return {**data_inputs(family), "code": code_files("smoke", family)}
 
 
 rule smoke:

@@ -43,24 +43,32 @@ def evaluation_view(height: int, width: int, config: ImageConfig) -> View:
     return View(*resized_hw(height, width, config.eval_short_edge, config.max_edge))
 
 
-def show(image: Tensor, targets: Targets, view: View) -> tuple[Tensor, Targets]:
-    """Bring an image, (3, H, W) uint8, and its targets into a view: (3, h, w) float32 in [0, 1], boxes in its pixels.
+def resized(image: Tensor, view: View) -> Tensor:
+    """An image, (3, H, W) uint8, in the size of a view: bilinear with antialiasing, and as it is where it fits."""
+    size = [view.height, view.width]
+    return image if list(image.shape[-2:]) == size else F.resize(image, size, antialias=True)
 
-    Resizing is bilinear with antialiasing, and nothing at all where the size already fits. Boxes are clipped, and those
-    with a side under MIN_SIDE dropped; so are crowds.
+
+def shown(image: Tensor, view: View) -> Tensor:
+    """An image, (3, H, W) uint8, in a view: (3, h, w) uint8. It may have been resized before."""
+    image = resized(image, view)
+    return F.horizontal_flip(image) if view.flip else image
+
+
+def targets_in(view: View, targets: Targets, stored_hw: tuple[int, int]) -> Targets:
+    """The targets of an image, whose boxes are in pixels of its stored size, in those of a view.
+
+    Boxes are clipped, and those with a side under MIN_SIDE dropped; so are crowds.
     """
-    size, objects = [view.height, view.width], len(targets.labels)
-    both, labels = (
-        torch.cat((targets.boxes_xyxy, targets.crowds_xyxy)),
-        torch.cat((targets.labels, targets.crowd_labels)),
-    )
-    boxes = tv_tensors.BoundingBoxes(both, format="XYXY", canvas_size=tuple(image.shape[-2:]))
-    if list(image.shape[-2:]) != size:
-        image, boxes = F.resize(image, size, antialias=True), F.resize(boxes, size)
+    objects = len(targets.labels)
+    both = torch.cat((targets.boxes_xyxy, targets.crowds_xyxy))
+    labels = torch.cat((targets.labels, targets.crowd_labels))
+    boxes = tv_tensors.BoundingBoxes(both, format="XYXY", canvas_size=stored_hw)
+    if stored_hw != (view.height, view.width):
+        boxes = F.resize(boxes, [view.height, view.width])
     if view.flip:
-        image, boxes = F.horizontal_flip(image), F.horizontal_flip(boxes)
+        boxes = F.horizontal_flip(boxes)
     boxes_xyxy = clip_boxes_to_image(boxes.as_subclass(Tensor), (view.height, view.width))
     kept = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] >= MIN_SIDE).all(dim=1)
     single, crowded = kept[:objects].nonzero()[:, 0], kept[objects:].nonzero()[:, 0] + objects
-    shown = Targets(boxes_xyxy[single], labels[single], boxes_xyxy[crowded], labels[crowded])
-    return F.to_dtype(image, torch.float32, scale=True), shown
+    return Targets(boxes_xyxy[single], labels[single], boxes_xyxy[crowded], labels[crowded])

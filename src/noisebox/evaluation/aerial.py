@@ -65,7 +65,7 @@ def write_looks(
 def _arrays(batch: Batch, row: int, sight: Sight) -> Arrays:
     """What was seen in one image of a batch, under the names of `write_looks` without the image's place."""
     height, width = batch.sizes_hw[row].tolist()
-    image = (batch.images[row, :, :height, :width] * 255).round().byte().permute(1, 2, 0)
+    image = batch.images[row, :, :height, :width].permute(1, 2, 0)
     truth = batch.targets[row]
     return {
         "image": image.numpy(),

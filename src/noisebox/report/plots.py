@@ -179,7 +179,7 @@ def tradeoff_plot(table: pd.DataFrame, looks: Mapping[str, Look], path: Path) ->
         _steps_axis(below, table["sample_step"])
         _ap_axis(above, table)
         below.set_yscale("log")
-        _log_ticks(below.yaxis)
+        log_ticks(below.yaxis)
         below.set_ylabel("s per image (log scale)")
 
 
@@ -209,7 +209,7 @@ def distillation_plot(table: pd.DataFrame, points: pd.DataFrame, looks: Mapping[
         axes.set_xscale("log")
         axes.margins(x=0.08)
         _ap_axis(axes, pd.concat(drawn))
-        _log_ticks(axes.xaxis)
+        log_ticks(axes.xaxis)
         axes.set_xlabel("seconds per image (log scale)")
         times = apart(pd.concat(drawn).groupby("sample_step")["s_per_img"].mean())
         above = axes.secondary_xaxis("top")
@@ -309,7 +309,8 @@ def _steps_axis(axes: Axes, steps: "pd.Series[int]") -> None:
     axes.set_xlabel("sampling steps (log scale)")
 
 
-def _log_ticks(axis: Axis) -> None:
+def log_ticks(axis: Axis) -> None:
+    """Few ticks on a logarithmic axis, each with its number."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())
