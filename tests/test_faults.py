@@ -59,4 +59,4 @@ def test_a_disk_that_is_full_or_read_only(whole: Whole) -> None:
 
 
 def test_a_clock_set_back(whole: Whole) -> None:
-    held(scenarios.clock_set_back(whole, TRAIN), -9)
+    held(scenarios.clock_set_back(whole, TRAIN), -9, "going on after iteration")

@@ -75,6 +75,10 @@ class Life:
         lines = [line for line in self._log.read_text().splitlines() if word in line]
         return re.sub(r"process \d+", "process …", lines[-1]) if lines else ""
 
+    def ends_well(self) -> None:
+        """Wait for its end, which must be that of work done."""
+        assert self.end() == 0, self._log.read_text()
+
     @property
     def operations(self) -> int:
         return int(self._log.with_suffix(".operations").read_text())
@@ -178,7 +182,7 @@ def make_whole(root: Path, verbs: tuple[Verb, ...], frames: int) -> Whole:
     for verb in (Verb("data", f"data {lines}", "data"), *verbs):
         started = time.monotonic()
         life = Life(root, verb)
-        assert life.end() == 0, life.said("")
+        life.ends_well()
         whole.seconds[verb.name], whole.operations[verb.name] = time.monotonic() - started, life.operations
     return whole
 
