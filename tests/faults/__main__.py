@@ -2,7 +2,9 @@
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from conftest import ROOT
@@ -14,29 +16,28 @@ from faults.table import page
 from noisebox.randomness import numpy_generator
 
 KILLS = 20
+AT_ONCE = 4  # faults, each in a folder of its own
 FRAMES = 64  # as many as are shared by processes
 
 
-def every(whole: Whole) -> Iterator[Outcome]:
-    """All faults, the slow ones last."""
+def every() -> Iterator[Callable[[Whole], Outcome]]:
+    """All faults."""
     moments = numpy_generator(0, "moments to kill").uniform(0.02, 1, KILLS).tolist()
     for place, verb in enumerate(VERBS):
-        yield scenarios.killed(whole, verb, moments[place :: len(VERBS)], by_clock=True)
+        mine = moments[place :: len(VERBS)]
+        yield partial(scenarios.killed, verb=verb, fractions=mine, by_clock=True)
     for verb in VERBS:
-        yield scenarios.asked_to_end(whole, verb)
-    yield scenarios.asked_to_end(whole, TRAIN, interrupt)
-    yield scenarios.damaged_state(whole, TRAIN)
-    yield scenarios.damaged_state(whole, TRAIN, both=True)
+        yield partial(scenarios.asked_to_end, verb=verb)
+    yield partial(scenarios.asked_to_end, verb=TRAIN, deed=interrupt)
+    yield partial(scenarios.damaged_state, verb=TRAIN)
+    yield partial(scenarios.damaged_state, verb=TRAIN, both=True)
     for verb in (TRAIN, EVALUATE, DEPTH):
-        yield scenarios.cut_image(whole, verb)
-    for verb in VERBS:
-        yield scenarios.full_disk(whole, verb)
-    for verb in VERBS:
-        yield scenarios.two_at_once(whole, verb)
-    for verb in VERBS:
-        yield scenarios.read_only(whole, verb)
+        yield partial(scenarios.cut_image, verb=verb)
+    for fault in (scenarios.full_disk, scenarios.two_at_once, scenarios.read_only):
+        for verb in VERBS:
+            yield partial(fault, verb=verb)
     for verb in (TRAIN, DISTIL):
-        yield scenarios.clock_set_back(whole, verb)
+        yield partial(scenarios.clock_set_back, verb=verb)
 
 
 def main() -> int:
@@ -44,8 +45,9 @@ def main() -> int:
         print("a full disk and a read-only folder need root and the right to mount; run it where those are")
         return 2
     outcomes = []
-    with tempfile.TemporaryDirectory(prefix="noisebox-faults-") as folder:
-        for outcome in every(make_whole(Path(folder) / "whole", VERBS, FRAMES)):
+    with tempfile.TemporaryDirectory(prefix="noisebox-faults-") as folder, ThreadPoolExecutor(AT_ONCE) as pool:
+        whole = make_whole(Path(folder) / "whole", VERBS, FRAMES)
+        for outcome in pool.map(lambda fault: fault(whole), every()):
             outcomes.append(outcome)
             print(f"{outcome.fault}, {outcome.verb}: exit code {outcome.code}, {outcome.said}", flush=True)
     file = ROOT / "docs/faults.md"
