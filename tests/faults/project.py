@@ -136,7 +136,7 @@ class Whole:
     def fresh(self, verb: Verb) -> Path:
         """A copy in which all is made but by this verb."""
         copy = self.root.parent / f"copy{next(self._copies)}"
-        left_out = {self.root / verb.folder, self.root / "logs"}
+        left_out = {self.root / name for name in (verb.folder, "logs", "said", "said.operations")}
 
         def ignored(folder: str, names: list[str]) -> list[str]:
             return [name for name in names if Path(folder, name) in left_out]
