@@ -87,6 +87,7 @@ class Life:
 def _live(root: Path, verb: Verb, log: Path, moment: int, deed: Callable[[], None] | None) -> None:
     os.setsid()
     os.chdir(root)
+    multiprocessing.set_start_method(None, force=True)  # for the loader's processes, as at the command line
     written = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(written, stream)
