@@ -176,7 +176,7 @@ def make_whole(root: Path, verbs: tuple[Verb, ...], frames: int) -> Whole:
         solver__log_every=1,
         solver__checkpoint_every=CHECKPOINT_EVERY,
         solver__eval_every=12,
-        finetune__max_iter=2 * ITERATIONS,  # a distillation takes a quarter of it
+        finetune__max_iter=4 * ITERATIONS,  # a distillation takes a quarter of it
     )
     lines = "detection bev" if DEPTH in verbs else "detection"
     whole = Whole(root)

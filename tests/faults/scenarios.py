@@ -30,6 +30,8 @@ from noisebox import graph
 from noisebox.data.catalog import open_split
 from noisebox.data.stream import shuffled
 
+ALL_DAMAGED = "last.pth and the one before it damaged"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -90,7 +92,7 @@ def _kill_in_time(whole: Whole, root: Path, verb: Verb, fraction: float) -> int:
     return code
 
 
-def asked_to_end(whole: Whole, verb: Verb, deed: Callable[[], None] = terminate, fraction: float = 0.4) -> Outcome:
+def asked_to_end(whole: Whole, verb: Verb, deed: Callable[[], None] = terminate, fraction: float = 0.25) -> Outcome:
     """A signal to all processes of the job in the middle of its work."""
     root = whole.fresh(verb)
     life = Life(root, verb, whole.moment(verb, fraction), deed)
@@ -112,7 +114,7 @@ def damaged_state(whole: Whole, verb: Verb, *, both: bool = False) -> Outcome:
     code = life.end()
     if both:
         shutil.rmtree(work)
-        return outcome(whole, "last.pth and the one before it damaged", verb, root, life, reached)
+        return outcome(whole, ALL_DAMAGED, verb, root, life, reached)
     equal, said = whole.equal(root, verb), life.said("damaged")
     return Outcome("last.pth damaged", verb.name, code, said, reached - before, int(equal))
 

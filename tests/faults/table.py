@@ -25,10 +25,10 @@ but the one that tells the time (`run.json` of a run, `speed.tsv` of an evaluati
   (and the validation that belongs to it) and save; a second signal ends it at once, as kill -9 would. Other verbs end
   where they are.
 - **A damaged `last.pth`**, told by its checksums, is left for `previous.pth` beside it, the checkpoint before; the
-  iterations between the two are taken again. Where both are damaged nothing is decided for you: `work/` may hold a
-  `best.pth` that is still wanted.
-- **A full disk** leaves the files that were there; the one before `last.pth` is a second name for it until a new one is
-  written, so it takes no more room while writing than without.
+  iterations between the two are taken again. Where both are damaged, all is lost but a `best.pth` that may lie in
+  `work/` and still be wanted, so nothing is deleted unasked.
+- **A full disk** leaves the files that were there. `previous.pth` is a second name of `last.pth` until a new one is
+  written: while it is written there are two on the disk, as there would be without it.
 - **Two processes**: the folder of a run, of an evaluation, of depth ground truth, and each dataset's manifest is one
   process's at a time; the claim ends with the process, however that ends.
 - **A clock set back** makes every file come from the future. Nothing that Noisebox computes reads a clock, and how long
