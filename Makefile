@@ -1,4 +1,5 @@
 # Two commands: `make demo` runs the main job on the embedded data, `make test` the tests. Each makes .venv if need be.
+# `make faults` disturbs every verb on purpose and writes docs/faults.md.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +7,7 @@ CORES ?= all
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint env clean
+.PHONY: demo test faults lint env clean
 
 demo: env
 	snakemake --cores $(CORES)
@@ -14,6 +15,9 @@ demo: env
 
 test: env
 	pytest -n 2 --dist loadfile
+
+faults: env
+	PYTHONPATH=tests python -m faults
 
 lint: env
 	ruff check .

@@ -15,7 +15,7 @@ from noisebox.tasks import EVALUATIONS, TASKS
 
 SOURCE = ROOT / "src"
 # They name and word things, and compute nothing; the package's own page holds the version only.
-WORDS = {"src/noisebox/cli.py", "src/noisebox/graph.py", "src/noisebox/errors.py", "src/noisebox/__init__.py"}
+WORDS = {f"src/noisebox/{name}.py" for name in ("cli", "graph", "errors", "interrupt", "__init__")}
 WORLDS = "src/noisebox/data/world"  # only `data` draws them; everything else knows the data by its hash
 
 

@@ -233,13 +233,35 @@ def test_other_data_or_code_or_another_parent_starts_over(
     assert "because parent changed" in caplog.text
 
 
-def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = interrupted_run(tmp_path / "run")
-    last = run / "work/last.pth"
+    last, previous = run / "work/last.pth", run / "work/previous.pth"
+    assert load_checkpoint(previous)["iteration"] == 6
     last.write_bytes(last.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"work/last\.pth is damaged or is no checkpoint .* delete it and run again"):
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(run, dying)
+    assert "work/last.pth is damaged or missing; going on from the checkpoint before it" in caplog.text
+    assert load_checkpoint(last)["iteration"] == 6 and not previous.exists()  # never the damaged one
+    train_toy(run)
+    train_toy(tmp_path / "whole")
+    assert files_of(run) == files_of(tmp_path / "whole")
+
+
+def dying(start: int, stop: int) -> Iterator[Batch]:
+    yield toy_batch(start)
+    raise KeyboardInterrupt
+
+
+def test_where_all_checkpoints_are_damaged_the_user_decides(tmp_path: Path) -> None:
+    run = interrupted_run(tmp_path / "run")
+    for name in ("last.pth", "previous.pth"):
+        path = run / "work" / name
+        path.write_bytes(path.read_bytes()[:-100])
+    best = (run / "work/best.pth").read_bytes()
+    with pytest.raises(UserError, match=r"last\.pth and .*previous\.pth are damaged, .*; delete .*work to start anew"):
         train_toy(run)
-    last.unlink()
+    assert (run / "work/best.pth").read_bytes() == best
+    shutil.rmtree(run / "work")
     train_toy(run)
     train_toy(tmp_path / "whole")
     assert files_of(run) == files_of(tmp_path / "whole")
@@ -283,7 +305,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path, hol
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file is in the way")
-    with pytest.raises(UserError, match="run cannot be written"):
+    with pytest.raises(UserError, match="run/work cannot be written"):
         train_toy(tmp_path / "run")
 
 

@@ -6,7 +6,7 @@ Imports wait until a verb runs, and torch until its input is known to be good, s
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ import typer
 
 from noisebox import graph
 from noisebox.errors import UserError
+from noisebox.interrupt import Interrupted, listen
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -848,30 +849,54 @@ def say(line: str) -> None:
 @contextmanager
 def logged(verb: str, *subject: str) -> Iterator[None]:
     """Keep what a verb logs in `logs/<verb>/<subject>.log` as well; a mistake or a bug ends up there too."""
-    path = Path(graph.log_file(verb, *subject))
-    path.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("noisebox")
     logger.setLevel(logging.INFO)
-    file, console = logging.FileHandler(path, mode="w", encoding="utf-8"), logging.StreamHandler(sys.stderr)
+    file, console = _log_file(Path(graph.log_file(verb, *subject))), logging.StreamHandler(sys.stderr)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(file)
     logger.addHandler(console)
     try:
         yield
-    except Exception as error:
-        said, trace = (str(error), None) if isinstance(error, UserError) else ("a bug:", sys.exc_info())
+    except (Exception, Interrupted) as error:
+        told = isinstance(error, UserError | Interrupted)
+        said, trace = (str(error), None) if told else ("a bug:", sys.exc_info())
         file.handle(logger.makeRecord("noisebox", logging.ERROR, "", 0, said, (), trace))
         raise
     finally:
         for handler in (file, console):
             logger.removeHandler(handler)
-            handler.close() if handler is file else handler.flush()
+        console.flush()
+        with suppress(OSError):
+            file.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short, where logging would print a traceback for every line: it is on standard error
+    as well."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+def _log_file(path: Path) -> logging.Handler:
+    from noisebox.files import unwritable
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _LogFile(path, mode="w", encoding="utf-8")
+    except OSError as error:
+        raise unwritable(path, error) from None
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence on standard error and exit code 2."""
+    """Run the command line; a user's mistake is one sentence on standard error and exit code 2, a signal's end is one
+    with the code that shells give it."""
+    listen()
     try:
         app(standalone_mode=True)
+    except Interrupted as end:
+        sys.stderr.write(f"noisebox: {end}\n")
+        raise
     except UserError as error:
         sys.stderr.write(f"noisebox: {error}\n")
         sys.exit(2)

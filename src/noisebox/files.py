@@ -1,13 +1,14 @@
-"""Files that are either whole or absent: atomic writes, and the hashes that name their content."""
+"""Files that are either whole or absent: atomic writes, who may make them, and the hashes that name their content."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -30,9 +31,9 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+        folder = Path(tempfile.mkdtemp(prefix=_unfinished(path.name), dir=path.parent))
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     try:
         temporary = folder / path.name
         yield temporary
@@ -41,7 +42,7 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
                 os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -55,9 +56,9 @@ def atomic_folder(folder: Path, first_stays: bool = False) -> Iterator[Path]:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        staging = Path(tempfile.mkdtemp(prefix=_unfinished(folder.name), dir=folder.parent))
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
     try:
         temporary = staging / folder.name
         temporary.mkdir()
@@ -68,17 +69,75 @@ def atomic_folder(folder: Path, first_stays: bool = False) -> Iterator[Path]:
             folder.rename(staging / "stale")
         temporary.rename(folder)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _unwritable(path: Path, error: OSError) -> UserError | OSError:
+def unwritable(path: Path, error: OSError) -> UserError | OSError:
+    """What to raise where a file could not be written: a sentence, if its cause is one that a user can mend."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"the disk is full: {path} could not be written; free some space and run again to go on")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return UserError(f"{path} cannot be written ({error.strerror}); give write access to {path.parent}")
     return error
+
+
+def second_name(path: Path, other: Path) -> None:
+    """Let `other` be the file at `path` as well, or a copy where the file system has no hard links, in one step."""
+    with atomic_path(other) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
+@contextmanager
+def only_here(lock: Path, busy: str) -> Iterator[None]:
+    """Hold the file `lock` for this process alone; the kernel lets go of it however the process ends.
+
+    Raises UserError when another process holds it, with `busy` for what that one does, or it cannot be written.
+    """
+    descriptor = None
+    while descriptor is None:
+        descriptor = _lock(lock, busy)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if _is_at(lock, descriptor):  # then nobody else may take it away
+                lock.unlink()
+        os.close(descriptor)
+
+
+def _lock(lock: Path, busy: str) -> int | None:
+    """`lock`, open, locked and naming this process; None when the one who held it took it away meanwhile."""
+    descriptor = None
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        # A record lock: unlike flock's it is not inherited by the loader's workers, which may outlive a kill.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(lock, descriptor):
+            os.truncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+            locked, descriptor = descriptor, None
+            return locked
+    except BlockingIOError:
+        holder = os.pread(descriptor, 20, 0).decode() if descriptor is not None else ""
+        raise UserError(f"{busy} by process {holder}; wait until it ends, or end it") from None
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"{lock.parent} cannot be written ({error.strerror}); mend that and run again") from None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    return None
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -142,7 +201,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Remove what killed writers left behind in `folder`."""
+def clear_unfinished(folder: Path, *names: str) -> None:
+    """Remove what killed writers left in `folder`, of all files or of those named; nobody may be writing these now."""
     for leftover in folder.glob(".writing-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if not names or leftover.name.startswith(tuple(map(_unfinished, names))):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _unfinished(name: str) -> str:
+    """How the folder begins in which a file of that name grows."""
+    return f".writing-{name[:100]}-"

@@ -72,8 +72,8 @@ REPORT_FILES = (
 
 # What each verb computes with: files or folders below the repository's root. Both engines rerun a stage when one of
 # these changes; a test holds each list to the verb's real imports. Left out on purpose is what only names or words
-# things (cli, graph, errors), and for all verbs but `data` what draws the embedded worlds: data is known by its hash.
-# What smoke, train and evaluate compute with besides depends on the family.
+# things (cli, graph, errors, interrupt), and for all verbs but `data` what draws the embedded worlds: data is known by
+# its hash. What smoke, train and evaluate compute with besides depends on the family.
 _CONFIG = tuple(
     f"src/noisebox/config/{name}.py"
     for name in ("__init__", "best", "experiment", "families", "resolve", "run", "sampling", "section")

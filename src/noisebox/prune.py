@@ -21,7 +21,7 @@ from dvc.repo import Repo
 from noisebox import graph
 from noisebox.errors import UserError
 from noisebox.files import sha256
-from noisebox.training.folder import LOCK, WORK
+from noisebox.training.folder import LOCK, PREVIOUS, WORK
 
 GOING_ON = ("last.pth", *dict.fromkeys(graph.best_checkpoint(line) for line in graph.LINE_NAMES))
 CACHED = "`dvc checkout` brings it back"
@@ -161,7 +161,7 @@ def _is_locked(work: Path) -> bool:
 
 def _is_published(work: Path) -> bool:
     """Whether everything that a training could go on with stands in the run's folder as well, byte for byte."""
-    pairs = [(path, work.parent / path.name) for path in work.iterdir() if path.name != LOCK]
+    pairs = [(path, work.parent / path.name) for path in work.iterdir() if path.name not in (LOCK, PREVIOUS)]
     return all(path.is_file() and twin.is_file() and sha256(path) == sha256(twin) for path, twin in pairs)
 
 

@@ -15,7 +15,7 @@ from noisebox import graph
 from noisebox.config.section import check_section, which_exist
 from noisebox.data.datasets import Dataset, EmbeddedDataset, Progress
 from noisebox.errors import UserError
-from noisebox.files import clear_unfinished, read_yaml, write_json
+from noisebox.files import clear_unfinished, only_here, read_yaml, write_json
 
 MANIFEST_KEYS = {"dataset", "definition", "classes", "splits", "hash"}
 
@@ -56,14 +56,16 @@ def prepare_dataset(
     UserError at the first fault, before the manifest is written.
     """
     definition = load_dataset(name, root)
-    clear_unfinished((root / manifest_file).parent)
-    manifest = None
-    if isinstance(definition, EmbeddedDataset):
-        manifest = _unchanged(name, definition, root, progress, manifest_file)
-        if manifest is None:
-            definition.write(name, root, progress)
-    manifest = manifest or _described(name, definition, root, progress)
-    write_json(root / manifest_file, manifest)
+    path = root / manifest_file
+    with only_here(path.with_suffix(".lock"), f"{path} is being made"):
+        clear_unfinished(path.parent, path.name, name)  # another line's dataset may be in the making beside it
+        manifest = None
+        if isinstance(definition, EmbeddedDataset):
+            manifest = _unchanged(name, definition, root, progress, manifest_file)
+            if manifest is None:
+                definition.write(name, root, progress)
+        manifest = manifest or _described(name, definition, root, progress)
+        write_json(path, manifest)
     return manifest
 
 

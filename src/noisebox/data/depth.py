@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from noisebox.data.npz import write_npz
 from noisebox.data.nuscenes import Frame, check_image, check_sweep, read_sweep
 from noisebox.errors import UserError
-from noisebox.files import atomic_path, clear_unfinished
+from noisebox.files import atomic_path, clear_unfinished, only_here
 from noisebox.progress import Progress
 
 EDGE = 1.0  # pixels of the stored image; like the public devkit, a return nearer to the edge does not count
@@ -98,18 +98,20 @@ def make_depth_gt(
     """Write `folder/<image stem>.npz` of every frame; returns those written now, the others were there.
 
     `workers` threads share the work, by default one per core. Every sweep and image is looked at before the first
-    file is written. Raises UserError naming the one that is missing or damaged; what is written stays, and is whole.
+    file is written. Raises UserError naming the one that is missing or damaged, and when another process makes files
+    there; what is written stays, and is whole.
     """
     for frame in frames:
         check_sweep(frame)
         check_image(frame)
-    clear_unfinished(folder)
-    missing = [frame for frame in frames if not _is_made(depth_file(folder, frame), _made_with(frame, settings))]
     make, written = partial(_make, folder=folder, settings=settings), []
-    with Progress(f"depth-gt {folder.name}", len(frames), len(frames) - len(missing)) as progress:
-        for path in in_threads(make, missing, workers):
-            written.append(path)
-            progress.advance()
+    with only_here(folder / "lock", f"{folder} is being made"):
+        clear_unfinished(folder)
+        missing = [frame for frame in frames if not _is_made(depth_file(folder, frame), _made_with(frame, settings))]
+        with Progress(f"depth-gt {folder.name}", len(frames), len(frames) - len(missing)) as progress:
+            for path in in_threads(make, missing, workers):
+                written.append(path)
+                progress.advance()
     return written
 
 

@@ -7,7 +7,7 @@ from noisebox import graph
 from noisebox.data.bev import BevSplit
 from noisebox.data.depth import DepthSettings, depth_file, make_depth_gt, read_depth
 from noisebox.data.depth_check import write_depth_report
-from noisebox.files import sha256, write_text
+from noisebox.files import only_here, sha256, write_text
 
 
 def settings_of(split: BevSplit) -> DepthSettings:
@@ -25,16 +25,17 @@ def make_depth(split: BevSplit, name: str, root: Path = Path(), workers: int | N
     """
     folder = root / graph.depth_folder(name)
     growing = folder.parent / "work" / name
-    make_depth_gt(split.frames, growing, settings_of(split), workers)
-    rows, ratios = ["image\tcamera\tvalid_ratio\tsha256"], []
-    for frame in split.frames:
-        path = depth_file(growing, frame)
-        _, mask = read_depth(path)
-        ratios.append(float(mask.mean()))
-        rows.append(f"{frame.stem}\t{frame.camera}\t{ratios[-1]:.6f}\t{sha256(path)}")
-    shutil.rmtree(folder, ignore_errors=True)
-    growing.replace(folder)
-    write_text(root / graph.depth_report(name), "\n".join(rows) + "\n")
+    with only_here(folder.with_suffix(".lock"), f"{folder} is being made"):
+        make_depth_gt(split.frames, growing, settings_of(split), workers)
+        rows, ratios = ["image\tcamera\tvalid_ratio\tsha256"], []
+        for frame in split.frames:
+            path = depth_file(growing, frame)
+            _, mask = read_depth(path)
+            ratios.append(float(mask.mean()))
+            rows.append(f"{frame.stem}\t{frame.camera}\t{ratios[-1]:.6f}\t{sha256(path)}")
+        shutil.rmtree(folder, ignore_errors=True)
+        growing.replace(folder)
+        write_text(root / graph.depth_report(name), "\n".join(rows) + "\n")
     return sum(ratios) / len(ratios)
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
+from noisebox.interrupt import leave_to_parent
 from noisebox.randomness import numpy_generator
 
 Made = TypeVar("Made", covariant=True)
@@ -61,7 +62,12 @@ def made_ahead(batches: Indexed[Made], order: range, workers: int) -> Iterator[M
     """The batches in order, made ahead by `workers` processes if any; the loader's generator is its own, because it
     would draw from the global one."""
     loader = DataLoader(
-        _Told(batches), batch_size=None, sampler=order, num_workers=workers, generator=torch.Generator()
+        _Told(batches),
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        worker_init_fn=leave_to_parent,
+        generator=torch.Generator(),
     )
     for batch in loader:
         if isinstance(batch, UserError):

@@ -9,8 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from noisebox import graph
 from noisebox.config import AUTO, ExperimentConfig, RunConfig
 from noisebox.errors import UserError
+from noisebox.files import clear_unfinished, only_here
 from noisebox.randomness import numpy_generator
 
 if TYPE_CHECKING:
@@ -124,6 +126,11 @@ def evaluate_run(
 ) -> None:
     """Write what `noisebox evaluate` makes of a checkpoint of a model trained for `classes`.
 
-    Raises UserError when it cannot be evaluated as the experiment asks, or the dataset has other classes.
+    Raises UserError when it cannot be evaluated as the experiment asks, the dataset has other classes, or another
+    process evaluates the same run.
     """
-    import_module(EVALUATIONS[config.family]).evaluate_run(model, open_task(config), checkpoint, experiment, classes)
+    task = open_task(config)
+    folder = Path(graph.evaluation_folder(config.lineage, config.seed))
+    with only_here(folder / "lock", f"{folder} is being made"):
+        clear_unfinished(folder)
+        import_module(EVALUATIONS[config.family]).evaluate_run(model, task, checkpoint, experiment, classes)

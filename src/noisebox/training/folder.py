@@ -5,19 +5,25 @@ Both engines delete a job's declared files before they start it, so what a kille
 anywhere and repeated; `work/` itself goes last, in one step.
 """
 
-import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from noisebox import graph
 from noisebox.errors import UserError
-from noisebox.files import atomic_path, clear_unfinished
+from noisebox.files import clear_unfinished, only_here, second_name
+from noisebox.training.checkpoint import load_checkpoint, save_checkpoint
 
 WORK = "work"
 LOCK = "lock"
+LAST = "last.pth"
+PREVIOUS = "previous.pth"  # the `last.pth` before
+
+log = logging.getLogger("noisebox")
 
 
 @contextmanager
@@ -26,47 +32,44 @@ def claimed(run: Path) -> Iterator[Path]:
 
     Raises UserError when another process holds it, or the folder cannot be written.
     """
-    descriptor = None
-    while descriptor is None:
-        descriptor = _lock(run)
-    try:
+    with only_here(run / WORK / LOCK, f"{run} is being trained"):
         clear_unfinished(run)
         clear_unfinished(run / WORK)
         yield run / WORK
-    finally:
-        os.close(descriptor)
 
 
-def _lock(run: Path) -> int | None:
-    """`work/lock`, open, locked and naming this process; None when another one finished and took `work/` away."""
-    lock = run / WORK / LOCK
-    descriptor = None
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-        # A record lock: unlike flock's it is not inherited by the loader's workers, which may outlive a kill.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), lock.stat()):
-            os.truncate(descriptor, 0)
-            os.write(descriptor, str(os.getpid()).encode())
-            locked, descriptor = descriptor, None
-            return locked
-    except BlockingIOError:
-        holder = lock.read_text()
-        raise UserError(f"{run} is being trained by process {holder}; wait until it ends, or end it") from None
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise UserError(f"{run} cannot be written ({error.strerror}); mend that and run again") from None
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+def save_last(work: Path, state: dict[str, Any]) -> None:
+    """Write `last.pth`; the one before it stays beside it as `previous.pth`, should the new one be damaged later."""
+    if (work / LAST).exists():
+        second_name(work / LAST, work / PREVIOUS)
+    save_checkpoint(work / LAST, state)
+
+
+def load_last(work: Path) -> dict[str, Any] | None:
+    """What `save_last` wrote last and is not damaged; None where it wrote nothing.
+
+    Raises UserError when there is nothing but damaged ones: they are the user's to give up.
+    """
+    states = [path for path in (work / LAST, work / PREVIOUS) if path.exists()]
+    for path in states:
+        try:
+            state = load_checkpoint(path)
+        except UserError:
+            continue
+        if path.name == PREVIOUS:
+            log.warning("%s is damaged or missing; going on from the checkpoint before it", work / LAST)
+            path.replace(work / LAST)
+        return state
+    if states:
+        named = f"{' and '.join(map(str, states))} {'is' if len(states) == 1 else 'are'}"
+        raise UserError(f"{named} damaged, so there is nothing to go on from; delete {work} to start anew")
     return None
 
 
 def clear(work: Path) -> None:
-    """Empty `work/` but for the lock. `last.pth` goes first: without it nothing else there is believed."""
-    (work / "last.pth").unlink(missing_ok=True)
+    """Empty `work/` but for the lock. The states go first: without one nothing else there is believed."""
+    for name in (PREVIOUS, LAST):
+        (work / name).unlink(missing_ok=True)
     for path in work.iterdir():
         if path.name != LOCK:
             path.unlink()
@@ -81,12 +84,8 @@ def publish(run: Path, names: Iterable[str]) -> None:
         if path.name not in of_epochs:  # of the training before
             path.unlink()
     for name in (*names, *of_epochs):
-        with atomic_path(run / name) as temporary:
-            try:
-                os.link(work / name, temporary)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(work / name, temporary)
-            os.utime(temporary)  # newer than every input, however long ago it was written
+        os.utime(work / name)  # newer than every input, however long ago it was written
+        second_name(work / name, run / name)
     removed = run / ".writing-removed"  # a name that `clear_unfinished` knows, should the next line not be reached
     work.rename(removed)
     shutil.rmtree(removed)

@@ -2,7 +2,7 @@
 
 Killed at any instant and started again, it ends at the same bytes (but for `run.json`, which tells the time): batches,
 noise and learning rate are functions of the step, `work/last.pth` holds everything else, and every file is written
-whole or not at all.
+whole or not at all. Asked to end by a signal, it saves first; see docs/faults.md.
 """
 
 import logging
@@ -19,12 +19,13 @@ from noisebox import graph
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.files import write_text
+from noisebox.interrupt import Interrupted, held_back
 from noisebox.models import BOX_MONITORS, Model, build_model
 from noisebox.progress import Progress
 from noisebox.structures import Examples
 from noisebox.training.checkpoint import LoadReport, load_checkpoint, load_weights, save_checkpoint, write_sha256
 from noisebox.training.distill import load_teacher
-from noisebox.training.folder import claimed, clear, publish
+from noisebox.training.folder import claimed, clear, load_last, publish, save_last
 from noisebox.training.metrics import Metrics
 from noisebox.training.optim import learning_rate, train_mode
 from noisebox.training.provenance import HARMLESS, Record, changes, difference, environment, fingerprint
@@ -62,7 +63,8 @@ def train(
     code or input: refuse unless the change is harmless, go on with the new one ("resume"), or start anew ("fresh").
 
     Raises UserError when the folder is taken or cannot be written, parent or teacher do not fit, the device is not
-    there, an interrupted training is refused, or a loss is not finite; `work/last.pth` then stays whole.
+    there, an interrupted training is refused, or a loss is not finite; `work/last.pth` then stays whole. Raises
+    Interrupted after a signal, when the step under way is done and saved.
     """
     if config.distill and teacher is None:
         raise UserError(f"{config.lineage} distils, so it needs a teacher's checkpoint")
@@ -79,7 +81,8 @@ def train(
         record = Record(work / "run.json", facts | environment(config, root), resumed)
         record.write()
         solver = config.solver
-        with Progress(f"{config.lineage} seed{config.seed}", solver.iterations, training.step) as progress:
+        label = f"{config.lineage} seed{config.seed}"
+        with Progress(label, solver.iterations, training.step) as progress, held_back() as held:
             remaining = range(training.step, solver.iterations)
             for _, batch in zip(remaining, batches(training.step, solver.iterations), strict=True):
                 loss = training.advance(batch)
@@ -87,10 +90,13 @@ def train(
                 evaluating = training.due(solver.eval_every)
                 if evaluating and validate:
                     training.validate(validate)
-                if evaluating or training.due(solver.checkpoint_every):
+                signal = held.number
+                if evaluating or training.due(solver.checkpoint_every) or signal:
                     training.save()
                     record.write()
                 progress.advance(1, loss=loss)
+                if signal:
+                    raise Interrupted(signal, f"{run} is saved at iteration {training.step}, run again to go on")
         training.finish()
         record.write()
         publish(run, graph.run_files(graph.line_of(config.family)))
@@ -119,8 +125,7 @@ class _Training:
     def resume(self, if_changed: IfChanged) -> bool:
         """Go on from `work/last.pth` if it was made from the same inputs, or is to be gone on with all the same;
         otherwise empty `work/`."""
-        last = self.work / "last.pth"
-        state = load_checkpoint(last) if last.exists() else None
+        state = load_last(self.work)
         if state is not None:
             now = {"config": self.config.model_dump(mode="json"), **self.inputs}
             before = {"config": state.get("config"), **state.get("fingerprint", {})}
@@ -197,7 +202,7 @@ class _Training:
             "fingerprint": self.inputs,
             "changes": self.changes,
         }
-        save_checkpoint(self.work / "last.pth", state)
+        save_last(self.work, state)
 
     def finish(self) -> None:
         """Put into `work/` what is still missing of the run's files."""
