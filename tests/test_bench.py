@@ -27,6 +27,7 @@ TIMED = {  # by part what it times at these settings
     "steps": ["features", "1 step", "2 steps"],
     "matcher": ["2 stages, 2 objects"],
     "attention": ["mha", "sdpa"],
+    "distillation": ["teacher of 2 steps, student of one", "2 passes of the head"],
     "loader": [
         *["decoding", "resizing, mirroring", "decoded, 1 process", "decoded, 2 processes"],
         *["cached, 1 process", "cached, 2 processes"],

@@ -538,7 +538,7 @@ def bench(
     parts: Annotated[
         str | None,
         typer.Option(
-            help="Of train, protocol, steps, matcher, attention, crops, loader, depth, report, counting: "
+            help="Of train, protocol, steps, matcher, attention, distillation, crops, loader, depth, report, counting: "
             "--parts train protocol.",
             show_default="train protocol, or with --crops train crops",
         ),
@@ -577,6 +577,7 @@ def bench(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to run.")] = "cpu",
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the products.")] = "fp32",
     amp: Annotated[bool, typer.Option("--amp", help="The same as --precision bf16.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Through torch.compile, as solver.compile.")] = False,
     json: Annotated[Path | None, typer.Option(help="File for the numbers; - prints them, and no table.")] = None,
     growth: Annotated[bool, typer.Option("--growth", help="Time each part as one size grows.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for what --growth writes.")] = Path("reports/bench"),
@@ -615,7 +616,7 @@ def bench(
         repeats=repeats, items=items, stored=stored, workers=workers,
         steps=(steps, *numbers) if steps is not None and crops is None else (1, 5, 20),
         crops=(crops, *numbers) if crops is not None else (), crop_canvas=crop_canvas,
-        threads=threads, device=device, precision="bf16" if amp else precision,
+        threads=threads, device=device, precision="bf16" if amp else precision, compile=compile,
     )  # fmt: skip
     if growth:
         from noisebox.bench.growth import write_growth

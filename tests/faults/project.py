@@ -14,6 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import yaml
 from conftest import ROOT, edit_yaml, small_experiment
 
 from noisebox import cli
@@ -25,18 +27,27 @@ processes.set_forkserver_preload(
     ["noisebox.cli", "noisebox.training.loop", "noisebox.models.diffusiondet", "noisebox.evaluation.boxes"]
 )
 
+SHORT_SEARCH = {
+    "description": "a few rates",
+    "lineage": "baseline",
+    "budget": {"iters": 12, "evaluations": 2},
+    "trials": [{"solver.base_lr": 1e-4}, {"solver.base_lr": 1e-3}, {"solver.base_lr": 1e-2}],
+}
 CHECKPOINT_EVERY = 5
 ITERATIONS = 24
 
 
 @dataclass(frozen=True)
 class Verb:
-    """What is disturbed: a command, the folder of what it makes, and the file there that tells the time."""
+    """What is disturbed: a command, the folder of what it makes, and the file there that tells the time, or the column
+    of its tables that does; and where what a killed one goes on from lies elsewhere, that folder."""
 
     name: str
     command: str
     folder: str
     varying: str = ""
+    varying_column: str = ""
+    state: str = ""
 
     @property
     def trains(self) -> bool:
@@ -47,7 +58,8 @@ TRAIN = Verb("train", "train baseline", "runs/baseline/seed0", "run.json")
 DISTIL = Verb("distil", "train baseline+distill_20to1", "runs/baseline+distill_20to1/seed0", "run.json")
 EVALUATE = Verb("evaluate", "evaluate baseline", "evals/baseline/seed0", "speed.tsv")
 DEPTH = Verb("depth-gt", "depth-gt --split train", "depth_gt")
-VERBS = (TRAIN, DISTIL, EVALUATE, DEPTH)
+SEARCH = Verb("search", "search params/searches/rate.yaml", "reports/searches", "", "seconds", "searches")
+VERBS = (TRAIN, DISTIL, EVALUATE, DEPTH, SEARCH)
 
 
 class Life:
@@ -137,7 +149,9 @@ class Whole:
     def fresh(self, verb: Verb) -> Path:
         """A copy in which all is made but by this verb."""
         copy = self.root.parent / f"copy{next(self._copies)}"
-        left_out = {self.root / name for name in (verb.folder, "logs", "said", "said.operations")}
+        left_out = {
+            self.root / name for name in (verb.folder, verb.state or verb.folder, "logs", "said", "said.operations")
+        }
 
         def ignored(folder: str, names: list[str]) -> list[str]:
             return [name for name in names if Path(folder, name) in left_out]
@@ -160,7 +174,14 @@ class Whole:
 def _content(root: Path, verb: Verb) -> dict[str, bytes]:
     folder = root / verb.folder
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != verb.varying]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {path.relative_to(folder).as_posix(): _bytes(path, verb.varying_column) for path in files}
+
+
+def _bytes(path: Path, varying_column: str) -> bytes:
+    """What a file holds, a table without that column."""
+    if not varying_column:
+        return path.read_bytes()
+    return pd.read_csv(path).drop(columns=varying_column).to_csv().encode()
 
 
 def make_whole(root: Path, verbs: tuple[Verb, ...], frames: int) -> Whole:
@@ -178,6 +199,8 @@ def make_whole(root: Path, verbs: tuple[Verb, ...], frames: int) -> Whole:
         solver__eval_every=12,
         finetune__max_iter=4 * ITERATIONS,  # a distillation takes a quarter of it
     )
+    if SEARCH in verbs:
+        (root / "params/searches/rate.yaml").write_text(yaml.safe_dump(SHORT_SEARCH))
     lines = "detection bev" if DEPTH in verbs else "detection"
     whole = Whole(root)
     for verb in (Verb("data", f"data {lines}", "data"), *verbs):

@@ -27,8 +27,9 @@ from faults.project import (
     terminate,
 )
 from noisebox import graph
+from noisebox.config import resolve
 from noisebox.data.catalog import open_split
-from noisebox.data.stream import shuffled
+from noisebox.data.stream import places_of
 
 ALL_DAMAGED = "last.pth and the one before it damaged"
 
@@ -148,7 +149,8 @@ def _an_image(root: Path, verb: Verb) -> Path:
     if verb == DEPTH:
         image: Path = opened.frames[-1].image
     else:
-        place = shuffled(0, 2 * CHECKPOINT_EVERY - 2, 2, len(opened.images))[0] if split == "train" else -1
+        config = resolve("baseline", 0, "test", root)
+        place = places_of(config, 2 * CHECKPOINT_EVERY - 2, len(opened))[0] if split == "train" else -1
         image = opened.images[place].path
     return image.relative_to(root)
 

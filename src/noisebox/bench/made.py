@@ -12,6 +12,7 @@ from noisebox.config import ImageConfig, RunConfig, SmokeConfig, SolverConfig
 from noisebox.config.diffusiondet import DiffusionDetConfig, LossConfig
 from noisebox.config.yolc import YolcConfig, YolcLossConfig
 from noisebox.data.coco import CocoSplit, ImageRecord
+from noisebox.machine import placed
 from noisebox.models import Detector, build_model
 from noisebox.randomness import numpy_generator
 from noisebox.structures import Batch, Targets
@@ -31,7 +32,7 @@ def run_config(settings: BenchSettings) -> RunConfig:
         eval_batch_size=settings.images,
         image=ImageConfig(),
         **_sections(settings),
-        solver=SolverConfig(max_iter=settings.train_iters + 1, batch_size=settings.batch),
+        solver=SolverConfig(max_iter=settings.train_iters + 1, batch_size=settings.batch, compile=settings.compile),
         smoke=SmokeConfig(),
     )
 
@@ -48,6 +49,7 @@ def _sections(settings: BenchSettings) -> dict[str, Any]:
         return {"family": "yolc", "model": yolc, "loss": YolcLossConfig()}
     model = DiffusionDetConfig(
         backbone=settings.backbone,
+        pretrained=settings.backbone != "slim",  # the network that takes pretrained weights; none are fetched
         hidden_dim=settings.hidden,
         dim_dynamic=settings.dim_dynamic,
         num_heads=settings.heads,
@@ -59,18 +61,19 @@ def _sections(settings: BenchSettings) -> dict[str, Any]:
 
 def detector(settings: BenchSettings) -> Detector:
     """A detector as evaluation has it."""
-    model: Detector = build_model(run_config(settings), settings.classes)
-    return model.to(settings.device).eval()
+    config = run_config(settings)
+    model: Detector = build_model(config, settings.classes, fetch_weights=False)
+    return placed(model, config).eval()
 
 
 def batch(settings: BenchSettings, images: int, purpose: str) -> Batch:
-    """So many images of noise, padded as a loader pads them, with `settings.boxes` objects each."""
+    """So many images of noise, uint8 and padded as from a loader, with `settings.boxes` objects each."""
     height, width = settings.size
     padded = [-(-side // 32) * 32 for side in settings.size]
-    pixels = torch.zeros(images, 3, *padded)
+    pixels = torch.zeros(images, 3, *padded, dtype=torch.uint8)
     for index in range(images):
         random = numpy_generator(0, f"bench {purpose}", index)
-        pixels[index, :, :height, :width] = torch.from_numpy(random.random((3, height, width), dtype="float32"))
+        pixels[index, :, :height, :width] = torch.from_numpy(random.integers(0, 256, (3, height, width), np.uint8))
     sizes = torch.tensor([settings.size] * images)
     return Batch(pixels, sizes, sizes, tuple(range(images)), tuple(targets(settings, images)))
 

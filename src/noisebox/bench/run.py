@@ -10,6 +10,7 @@ import torch
 from rich import box
 from rich.table import Table
 
+from noisebox import machine
 from noisebox.bench.made import run_config
 from noisebox.bench.settings import BenchSettings
 from noisebox.bench.timing import Timing, matrix_rate
@@ -24,6 +25,7 @@ PARTS = {
     "steps": "noisebox.bench.steps",
     "matcher": "noisebox.bench.matcher",
     "attention": "noisebox.bench.attention",
+    "distillation": "noisebox.bench.distillation",
     "crops": "noisebox.bench.crops",
     "loader": "noisebox.bench.loader",
     "depth": "noisebox.bench.depth",
@@ -63,7 +65,7 @@ def prepare(settings: BenchSettings) -> None:
     """Bring the process into the state of a run; raises UserError when there is no GPU where one is asked for."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is to be seen here; use --device cpu")
-    torch.set_num_threads(settings.threads)
+    machine.prepare(settings.threads)
 
 
 def timings_of(part: str, settings: BenchSettings) -> list[Timing]:

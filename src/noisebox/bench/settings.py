@@ -15,7 +15,7 @@ class BenchSettings:
 
     `repeats` is how often everything but a training iteration is timed. Of loader, depth, report and counting, `items`
     is how many images, frames, runs and images there are, by default each part's own number; `stored` is the height and
-    width of the loader's files, `workers` its processes.
+    width of the loader's files, `workers` its processes. `compile` is `solver.compile`.
     """
 
     depth: str = "18"
@@ -36,6 +36,7 @@ class BenchSettings:
     threads: int = 2
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
     crops: tuple[int, ...] = ()
     crop_canvas: float = 1.0
     items: int | None = None

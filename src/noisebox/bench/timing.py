@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from noisebox.bench.settings import BenchSettings
 from noisebox.evaluation.measuring import PRECISIONS, now
+from noisebox.randomness import torch_generator
 
 WARM_UP = {"cpu": 1, "cuda": 3}  # runs before the first that counts
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
@@ -87,7 +88,7 @@ def clocked(device: str, work: Callable[[], object]) -> float:
 
 def counted_flop(work: Callable[[], object]) -> int:
     """The floating-point operations of the matrix products and convolutions of `work`, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
 
@@ -103,6 +104,7 @@ def peak_mib(device: str) -> float:
 def matrix_rate(device: str, precision: str) -> float:
     """The floating-point operations a second of a large matrix product, the fastest of several: what the chip does."""
     side = MATRIX_SIDE[device]
-    matrix = torch.ones(side, side, dtype=PRECISIONS.get(precision, torch.float32), device=device)
+    numbers = torch.randn(side, side, generator=torch_generator(0, "bench matrix"))  # of equal ones it would be faster
+    matrix = numbers.to(device, PRECISIONS.get(precision, torch.float32))
     seconds = [clocked(device, lambda: matrix @ matrix) for _ in range(MATRIX_RUNS)]
     return float(2 * side**3 / min(seconds))

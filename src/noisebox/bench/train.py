@@ -11,7 +11,7 @@ from noisebox.training.step import Trainer
 
 def timings(settings: BenchSettings) -> list[Timing]:
     config = run_config(settings)
-    trainer = Trainer(config, build_model(config, settings.classes))
+    trainer = Trainer(config, build_model(config, settings.classes, fetch_weights=False))
     images, steps = batch(settings, settings.batch, "train"), itertools.count()
     iteration = timed(
         lambda: trainer.update(images, next(steps)),
