@@ -60,8 +60,8 @@ class DiffusionDet(Detector):
         }
 
     def compiled(self) -> list[nn.Module]:
-        """The head's stages, which are alike, so that one compilation serves all."""
-        return list(self.head.head_series)
+        """The backbone, and the head's stages, which are alike, so that one compilation serves all."""
+        return [self.backbone, *self.head.head_series]
 
     def encode(self, batch: Batch) -> Pyramid:
         return Pyramid.of(self.backbone(batch.images, batch.sizes_hw))
