@@ -363,8 +363,9 @@ def test_a_resumed_distillation_ends_at_the_same_bytes_and_run_json_knows_the_te
         yield from scenes(start, 3)
         raise KeyboardInterrupt
 
-    def distil(name: str, batches: Any = scenes) -> dict[str, bytes]:
-        train(run_config, tmp_path / name, CLASSES, batches, "", parent=teacher, teacher=teacher, root=tmp_path)
+    def distil(name: str, batches: Any = scenes, **options: Any) -> dict[str, bytes]:
+        given = {"parent": teacher, "teacher": teacher, "root": tmp_path, **options}
+        train(run_config, tmp_path / name, CLASSES, batches, "", **given)
         return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if path.name != "run.json"}
 
     whole = distil("whole")
@@ -387,7 +388,7 @@ def test_a_resumed_distillation_ends_at_the_same_bytes_and_run_json_knows_the_te
         distil("other", interrupted)
     saved(teacher, small_config(lineage="small+more", seed=8))
     caplog.clear()
-    other = distil("other")
+    other = distil("other", if_changed="fresh")
     assert "not going on with the interrupted training, because parent changed, and 1 more" in caplog.text
     assert other["model_final.pth"] != whole["model_final.pth"]
 

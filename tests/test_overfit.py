@@ -31,6 +31,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "model.hidden_dim": 32, "model.dim_dynamic": 8, "model.dim_feedforward": 64, "model.num_proposals": 40,
         "model.pooler_resolution": 5, "model.sampling_ratio": 1,
     },
+    "detr": {
+        "dataset": "signs", "solver.subset_size": 2, "solver.max_iter": 240, "solver.base_lr": 1e-3,
+        "model.hidden_dim": 64, "model.dim_feedforward": 128,
+    },
     "yolc": {
         "solver.subset_size": 1, "solver.batch_size": 1, "solver.max_iter": 200, "solver.base_lr": 5e-3,
         "solver.clip_norm": 10.0, "model.hidden_dim": 16, "model.heatmap_channels": 2, "model.train_on_crops": False,

@@ -15,7 +15,7 @@ from noisebox.config.families import SECTIONS
 from noisebox.errors import UserError
 from noisebox.tasks import Task, open_task, trained_on
 
-RECIPES = {"diffusiondet": "baseline", "yolc": "yolc", "bev": "lss"}
+RECIPES = {"diffusiondet": "baseline", "detr": "detr", "yolc": "yolc", "bev": "lss"}
 
 
 @dataclass(frozen=True)
