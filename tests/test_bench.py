@@ -32,7 +32,7 @@ TIMED = {  # by part what it times at these settings
         *["decoding", "resizing, mirroring", "decoded, 1 process", "decoded, 2 processes"],
         *["cached, 1 process", "cached, 2 processes"],
     ],
-    "depth": ["35000 returns to 600 × 800"],
+    "depth": ["1 worker", "2 workers"],
     "report": ["noisebox report"],
     "counting": ["Noisebox", "pycocotools"],
 }

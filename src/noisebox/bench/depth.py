@@ -1,10 +1,14 @@
-"""The time of depth ground truth: frames of as many returns as a real sweep has, to files, by one process."""
+"""The time of depth ground truth: frames of a real vehicle's sizes, generated, projected, rasterised, written."""
 
+import os
 import tempfile
-from collections.abc import Iterator
+from functools import partial
+from itertools import count
+from math import pi
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from noisebox.bench.settings import BenchSettings
@@ -12,49 +16,64 @@ from noisebox.bench.timing import Timing, timed
 from noisebox.data.depth import DepthSettings, make_depth_gt
 from noisebox.data.nuscenes import Frame
 from noisebox.randomness import numpy_generator
+from noisebox.report.markdown import plural
 
-FRAMES, RETURNS = 16, 35_000
-WIDTH, HEIGHT = 1600, 900  # of the stored image in pixels
-FOCAL = 1266.0  # pixels
-REACH = 60.0  # metres
+FRAMES = 500
+POINTS, RINGS = 35_000, 32  # of a sweep
+WIDTH, HEIGHT, FOCAL = 1600, 900, 1266.0  # of a stored image, pixels
+LOWEST, HIGHEST = -0.535, 0.186  # radians, of the lidar's rings
+LIDAR_HEIGHT, FARTHEST = 1.84, 80.0  # metres
+SWEEPS = 16  # different ones, which frames take in turn
 
 
 def timings(settings: BenchSettings) -> list[Timing]:
-    count, size = settings.items or FRAMES, DepthSettings()
+    """Seconds per frame by one worker and by `settings.workers`."""
+    frames = settings.items or FRAMES
     with tempfile.TemporaryDirectory() as folder:
-        frames, made = list(_frames(Path(folder), count)), iter(range(settings.repeats + 10))
-        work = timed(
-            lambda: make_depth_gt(frames, Path(folder) / f"depth{next(made)}", size, workers=1),
-            settings,
-            part="depth",
-            what=f"{RETURNS} returns to {size.height} × {size.width}",
-            unit="frame",
-            units=count,
-            images=count,
-        )
-    return [work]
+        drawn, numbers = draw_frames(Path(folder), frames), count()
+
+        def make(workers: int) -> None:
+            make_depth_gt(drawn, Path(folder) / f"depth{next(numbers)}", DepthSettings(), workers)
+
+        return [
+            timed(
+                partial(make, workers),
+                settings,
+                part="depth",
+                what=plural(workers, "worker"),
+                unit="frame",
+                units=frames,
+                images=frames,
+            )
+            for workers in dict.fromkeys((1, settings.workers))
+        ]
 
 
-def _frames(folder: Path, count: int) -> Iterator[Frame]:
-    """Frames whose returns lie all around; those before the camera are seen."""
-    camera_from_lidar = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+def draw_frames(folder: Path, count: int) -> list[Frame]:
+    """Frames of a camera that looks ahead from under the lidar, with their sweeps and images written to `folder`."""
+    for k in range(min(SWEEPS, count)):
+        draw_sweep(k).tofile(folder / f"{k}.pcd.bin")
+    plain = folder / "plain.jpg"
+    Image.new("RGB", (WIDTH, HEIGHT), (90, 110, 100)).save(plain)
     intrinsics = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
-    for index in range(count):
-        random = numpy_generator(0, "bench sweep", index)
-        points = random.uniform(-REACH, REACH, (RETURNS, 5)).astype(np.float32)
-        points[:, 2] /= REACH / 2
-        image, sweep = folder / f"{index}.jpg", folder / f"{index}.bin"
-        Image.new("RGB", (WIDTH, HEIGHT)).save(image)
-        points.tofile(sweep)
-        yield Frame(
-            sample=f"{index}",
-            scene="bench",
-            camera="CAM_FRONT",
-            timestamp=index,
-            image=image,
-            sweep=sweep,
-            width=WIDTH,
-            height=HEIGHT,
-            intrinsics=intrinsics,
-            camera_from_lidar=camera_from_lidar,
+    camera_from_lidar = np.array([[1.0, 0, 0, 0], [0, 0, -1, -0.33], [0, 1, 0, -0.76], [0, 0, 0, 1]])
+    frames = []
+    for k in range(count):
+        image, sweep = folder / f"{k}.jpg", folder / f"{k % SWEEPS}.pcd.bin"
+        os.link(plain, image)
+        frames.append(
+            Frame(str(k), "bench", "CAM_FRONT", k, image, sweep, WIDTH, HEIGHT, intrinsics, camera_from_lidar)
         )
+    return frames
+
+
+def draw_sweep(k: int) -> NDArray[np.float32]:
+    """A sweep (POINTS, 5): each firing ends at the ground, or before at something a drawn distance away."""
+    random = numpy_generator(0, "bench sweep", k)
+    firing, ring = np.divmod(np.arange(POINTS), RINGS)
+    azimuth, rise = firing * (2 * pi * RINGS / POINTS), LOWEST + (HIGHEST - LOWEST) * ring / (RINGS - 1)
+    ground = np.where(rise < 0, LIDAR_HEIGHT / np.sin(np.minimum(rise, -1e-3)) * -1, FARTHEST)
+    reach = np.minimum(ground, random.uniform(3.0, FARTHEST, firing[-1] + 1)[firing])
+    flat = reach * np.cos(rise)
+    xyz = np.stack([flat * np.sin(azimuth), flat * np.cos(azimuth), reach * np.sin(rise)], axis=1)
+    return np.column_stack([xyz, random.integers(0, 256, POINTS), ring]).astype(np.float32)

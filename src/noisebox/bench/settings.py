@@ -15,7 +15,7 @@ class BenchSettings:
 
     `repeats` is how often everything but a training iteration is timed. Of loader, depth, report and counting, `items`
     is how many images, frames, runs and images there are, by default each part's own number; `stored` is the height and
-    width of the loader's files, `workers` its processes. `compile` is `solver.compile`.
+    width of the loader's files, `workers` its processes, or depth's threads. `compile` is `solver.compile`.
     """
 
     depth: str = "18"
