@@ -25,6 +25,14 @@ PARTS = (
 )
 
 
+@pytest.fixture
+def toy_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Family `toy`, whose detector trains in milliseconds, among the families."""
+    from toy_detector import register
+
+    register(monkeypatch.setitem)
+
+
 def edit_yaml(path: Path, **changes: object) -> None:
     """Set dotted keys (`solver__max_iter=3`) of a YAML file."""
     content = yaml.safe_load(path.read_text())

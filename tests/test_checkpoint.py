@@ -10,16 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_detector import CLASSES, ToyConfig, register, toy_batch, toy_config
+from toy_detector import CLASSES, ToyConfig, toy_batch, toy_config
 
 from noisebox.errors import UserError
 from noisebox.models import build_model
 from noisebox.training.checkpoint import load_checkpoint, load_model, load_weights, save_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def toy_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch.setitem)
+pytestmark = pytest.mark.usefixtures("toy_family")
 
 
 def saved_bytes(folder: Path, state: dict[str, Any], name: str = "a.pth") -> bytes:

@@ -305,11 +305,6 @@ def test_teacher_and_student_may_carry_labels_or_not(
     assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in moved)
 
 
-@pytest.fixture
-def toy_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch.setitem)
-
-
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

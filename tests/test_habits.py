@@ -18,7 +18,7 @@ import yaml
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_detector import CLASSES, ToyConfig, ToyDetector, register, toy_ap, toy_batch, toy_batches, toy_config
+from toy_detector import CLASSES, ToyConfig, ToyDetector, toy_ap, toy_batch, toy_batches, toy_config
 
 from noisebox.config import AUTO, RunConfig, resolve
 from noisebox.errors import UserError
@@ -31,10 +31,7 @@ from noisebox.training.checkpoint import load_checkpoint, load_model
 from noisebox.training.loop import train
 from noisebox.training.step import Trainer
 
-
-@pytest.fixture(autouse=True)
-def toy_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch.setitem)
+pytestmark = pytest.mark.usefixtures("toy_family")
 
 
 def train_toy(run: Path, config: RunConfig, stop_at: int = 99, **how: Any) -> None:

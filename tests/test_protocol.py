@@ -13,7 +13,7 @@ from coco_files import HEIGHT, WIDTH, content, write
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from toy_detector import register, toy_config
+from toy_detector import toy_config
 
 from noisebox import graph
 from noisebox.config import ExperimentConfig, GuidanceConfig, ImageConfig, RunConfig, Sampling
@@ -85,9 +85,7 @@ def split(tmp_path: Path) -> CocoSplit:
     return read_split("val", *write(tmp_path / "data", "val", content(images=4)), CLASSES)
 
 
-@pytest.fixture(autouse=True)
-def toy_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch.setitem)
+pytestmark = pytest.mark.usefixtures("toy_family")
 
 
 @pytest.fixture

@@ -41,9 +41,7 @@ DATA_HASH = "d" * 64
 CONFIG = {"eval_every": 6, "log_every": 5, "checkpoint_every": 4}
 
 
-@pytest.fixture(autouse=True)
-def toy_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch.setitem)
+pytestmark = pytest.mark.usefixtures("toy_family")
 
 
 def train_toy(run: Path, batches: Callable[[int, int], Iterator[Batch]] = toy_batches, **solver: Any) -> None:

@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from small_detector import make_batch, make_detector
-from toy_detector import CLASSES, ToyConfig, ToyDetector, register, toy_ap, toy_batch, toy_batches, toy_config
+from toy_detector import CLASSES, ToyConfig, ToyDetector, toy_ap, toy_batch, toy_batches, toy_config
 
 from noisebox import graph
 from noisebox.config import RunConfig, SolverConfig, smoke_config
@@ -30,10 +30,7 @@ from noisebox.training.optim import build_optimizer, learning_rate, set_learning
 from noisebox.training.smoke import smoke
 from noisebox.training.step import Trainer, is_loss
 
-
-@pytest.fixture(autouse=True)
-def toy_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch.setitem)
+pytestmark = pytest.mark.usefixtures("toy_family")
 
 
 def trainer_of(config: RunConfig) -> Trainer:

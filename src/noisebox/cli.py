@@ -314,7 +314,7 @@ def overfit(
 def search(
     file: Annotated[Path, typer.Argument(help="A file of params/searches/.", show_default=False)],
     processes: Annotated[int, typer.Option(help="How many trials run at once.", min=1)] = 1,
-    helper: Annotated[int, typer.Option(hidden=True)] = 0,
+    companion: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
     """Run a budget search: many short trainings that differ in a few keys.
 
@@ -324,16 +324,16 @@ def search(
     from noisebox.config import load_experiment
     from noisebox.config.search import Search
 
-    with logged("search", file.stem, *([f"helper{helper}"] if helper else [])):
+    with logged("search", file.stem, *([f"companion{companion}"] if companion else [])):
         found = Search(file, load_experiment().scale)
         keys = list(found.ranges())  # and with them every trial, so that a mistake is told now
 
-        from noisebox.search.processes import helpers
+        from noisebox.search.processes import companions
         from noisebox.search.table import ProgressTable
         from noisebox.search.trials import run_search
 
         table = ProgressTable(keys)
-        with helpers(file, processes - 1):
+        with companions(file, processes - 1):
             trials = run_search(found, table.told)
         table.finish(trials)
         say(graph.search_csv(found.name))

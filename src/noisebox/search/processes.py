@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 @contextmanager
-def helpers(file: Path, count: int) -> Iterator[None]:
+def companions(file: Path, count: int) -> Iterator[None]:
     """`count` more processes take part in the search of `file` while the block runs; each logs to a file of its own,
-    `logs/search/<name>/helper<k>.log`."""
-    command = [sys.executable, "-m", "noisebox", "search", str(file), "--helper"]
+    `logs/search/<name>/companion<k>.log`."""
+    command = [sys.executable, "-m", "noisebox", "search", str(file), "--companion"]
     none = subprocess.DEVNULL
     started = [
         subprocess.Popen([*command, str(place)], stdin=none, stdout=none, stderr=none) for place in range(1, count + 1)
