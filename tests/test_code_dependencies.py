@@ -15,7 +15,7 @@ from noisebox.tasks import EVALUATIONS, TASKS
 
 SOURCE = ROOT / "src"
 # They name and word things, and compute nothing; the package's own page holds the version only.
-WORDS = {f"src/noisebox/{name}.py" for name in ("cli", "graph", "errors", "interrupt", "__init__")}
+WORDS = {f"src/noisebox/{name}.py" for name in ("graph", "errors", "interrupt", "__init__")}
 WORLDS = "src/noisebox/data/world"  # only `data` draws them; everything else knows the data by its hash
 
 
@@ -67,7 +67,8 @@ def _is_only_words(file: Path) -> bool:
 def verb_imports(verb: str) -> set[str]:
     commands = {
         node.name: node
-        for node in ast.parse((SOURCE / "noisebox/cli.py").read_text()).body
+        for file in (SOURCE / "noisebox/cli").glob("*.py")
+        for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.FunctionDef)
     }
     return imported(commands[verb])

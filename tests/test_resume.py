@@ -63,7 +63,7 @@ def train_student(run: Path, batches: Callable[[int, int], Iterator[Batch]] = to
 def train_recipe(run: Path) -> None:
     """What `noisebox train` does of the recipe, in the project around `runs/<recipe>/seed0`."""
     os.chdir(run.parents[2])
-    cli.train(run.parent.name, 0)
+    cli.train.train(run.parent.name, 0)
 
 
 def train_and_die(work: Callable[[Path], None], run: Path, moment: int) -> None:

@@ -1,0 +1,78 @@
+"""What all verbs share: the application that they are added to, common arguments, and how they speak and log."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noisebox import graph
+from noisebox.errors import UserError
+from noisebox.interrupt import Interrupted
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Noisebox: reproducible experiments for detectors that denoise, distil and refine.",
+)
+Lineage = Annotated[str, typer.Argument(help="Recipes joined by '+', such as baseline+finetune.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Train seed.", min=0)]
+
+
+def checkpoint_of(lineage: str, seed: int) -> Path:
+    """The checkpoint of a run that must be there."""
+    path = Path(graph.checkpoint(lineage, seed))
+    if not path.exists():
+        raise UserError(f"{path} does not exist; make it with: noisebox train {lineage} --seed {seed}")
+    return path
+
+
+def say(line: str) -> None:
+    """One line to standard output."""
+    typer.echo(line)
+
+
+@contextmanager
+def logged(verb: str, *subject: str) -> Iterator[None]:
+    """Keep what a verb logs in `logs/<verb>/<subject>.log` as well; a mistake or a bug ends up there too."""
+    logger = logging.getLogger("noisebox")
+    logger.setLevel(logging.INFO)
+    file, console = _log_file(Path(graph.log_file(verb, *subject))), logging.StreamHandler(sys.stderr)
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(file)
+    logger.addHandler(console)
+    try:
+        yield
+    except (Exception, Interrupted) as error:
+        told = isinstance(error, UserError | Interrupted)
+        said, trace = (str(error), None) if told else ("a bug:", sys.exc_info())
+        file.handle(logger.makeRecord("noisebox", logging.ERROR, "", 0, said, (), trace))
+        raise
+    finally:
+        for handler in (file, console):
+            logger.removeHandler(handler)
+        console.flush()
+        with suppress(OSError):
+            file.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short, where logging would print a traceback for every line: it is on standard error
+    as well."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+def _log_file(path: Path) -> logging.Handler:
+    from noisebox.files import unwritable
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _LogFile(path, mode="w", encoding="utf-8")
+    except OSError as error:
+        raise unwritable(path, error) from None

@@ -1,0 +1,147 @@
+"""Verbs that make and check data: data, check, depth-gt."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noisebox import graph
+from noisebox.cli.app import app, logged, say
+from noisebox.errors import UserError
+
+check_app = typer.Typer(no_args_is_help=True, help="Check a user's own dataset.")
+app.add_typer(check_app, name="check")
+
+
+@app.command()
+def data(
+    lines: Annotated[
+        list[str] | None, typer.Argument(help="detection, aerial, bev.", show_default="the experiment's")
+    ] = None,
+) -> None:
+    """Make or check the datasets of the chosen scale."""
+    from noisebox.config import load_experiment, load_scale
+    from noisebox.data.catalog import pinned_hash_differs, prepare_dataset
+    from noisebox.progress import Progress
+
+    experiment = load_experiment()
+    for line in lines or experiment.data:
+        with logged("data", line):
+            dataset = load_scale(experiment.scale).dataset_of(line)
+            with Progress(f"data {dataset}") as progress:
+                manifest = prepare_dataset(dataset, progress=progress.at, manifest_file=graph.data_manifest(line))
+            if warning := pinned_hash_differs(dataset):
+                say(f"warning: {warning}")
+            counts = ", ".join(f"{split} {facts['images']} images" for split, facts in manifest["splits"].items())
+            say(f"{dataset}: {counts}; data hash {manifest['hash'][:12]}")
+
+
+@check_app.command("nuscenes")
+def check_nuscenes(
+    root: Annotated[Path, typer.Argument(help="The folder that holds samples/ and v1.0-...", show_default=False)],
+    more_cameras: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    version: Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval.", show_default="the only one")] = None,
+    cameras: Annotated[str, typer.Option(help="Channels: --cameras CAM_FRONT CAM_BACK.")] = "CAM_FRONT",
+    classes: Annotated[
+        int | None, typer.Option(help="Labels are 0 to classes - 1, or 255.", min=1, max=255, show_default="any")
+    ] = None,
+    label_size: Annotated[tuple[int, int], typer.Option(help="Height and width of a label map.")] = (98, 100),
+) -> None:
+    """Check a nuScenes root: tables, files, labels.
+
+    Prints a table of findings. Exit code 2 when a training would fail.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from noisebox.data.nuscenes_check import check_nuscenes as run_check
+
+    findings = run_check(root, version, list(dict.fromkeys([cameras, *(more_cameras or [])])), classes, label_size)
+    colours = {"error": "bold red", "warning": "yellow", "ok": "green"}
+    shown = Table()
+    for title in ("", "where", "what", "what would fit"):
+        shown.add_column(title, overflow="fold")
+    for finding in findings:
+        texts = (Text(text) for text in (finding.where, finding.what, finding.fits))
+        shown.add_row(Text(finding.severity, colours[finding.severity]), *texts)
+    Console().print(shown)
+    if errors := sum(finding.severity == "error" for finding in findings):
+        raise UserError(
+            f"a training on {root} would fail: {errors} error{'s' if errors > 1 else ''} in the table above"
+        )
+
+
+@app.command(name="depth-gt")
+def depth_gt(
+    nuscenes_root: Annotated[
+        Path | None, typer.Option(help="The folder that holds samples/.", show_default="the scale's BEV dataset")
+    ] = None,
+    version: Annotated[str, typer.Option(help="v1.0-mini, v1.0-trainval.")] = "v1.0-trainval",
+    output_dir: Annotated[Path, typer.Option(help="Files go to <split>_depth/ below.")] = Path("depth_gt"),
+    more_cameras: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    split: Annotated[str, typer.Option(help="train, val, or another of splits.json.")] = "train",
+    cameras: Annotated[str, typer.Option(help="Channels: --cameras CAM_FRONT CAM_BACK.")] = "CAM_FRONT",
+    height: Annotated[int, typer.Option(help="Of the depth image, in pixels.")] = 600,
+    width: Annotated[int, typer.Option(help="Of the depth image, in pixels.")] = 800,
+    min_depth: Annotated[float, typer.Option(help="In metres.")] = 1.0,
+    max_depth: Annotated[float, typer.Option(help="In metres.")] = 50.0,
+    workers: Annotated[int | None, typer.Option(help="Threads.", min=1, show_default="one per core")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Look at the files that are there; make none.")] = False,
+) -> None:
+    """Make depth ground truth from lidar sweeps, or check it.
+
+    Writes <output dir>/<split>_depth/<image>.npz for every image of the split; run again, it makes what is missing.
+    With --check it writes <split>_depth_report.tsv and, for some images, <split>_depth_pictures/<image>.png.
+
+    Without --nuscenes-root it is a stage of the graph: the BEV dataset of the experiment's scale, its own size and
+    depths, and files in depth_gt/<split>/.
+    """
+    if nuscenes_root is None:
+        if more_cameras:
+            raise UserError(
+                f"{' '.join(more_cameras)!r} is one word too many: a stage of the graph takes its cameras from the "
+                "dataset; a split is named by --split"
+            )
+        _depth_stage(split, workers, check)
+        return
+
+    from noisebox.data.depth import DepthSettings, make_depth_gt
+    from noisebox.data.nuscenes import read_nuscenes
+
+    settings = DepthSettings(height, width, min_depth, max_depth)
+    chosen = list(dict.fromkeys([cameras, *(more_cameras or [])]))
+    frames = read_nuscenes(nuscenes_root, version, chosen).frames(split)
+    folder = output_dir / f"{split}_depth"
+    if not check:
+        made = make_depth_gt(frames, folder, settings, workers)
+        say(f"{folder}: {len(made)} files made, {len(frames) - len(made)} were there")
+        return
+
+    from noisebox.data.depth_check import write_depth_report
+
+    report, pictures = output_dir / f"{split}_depth_report.tsv", output_dir / f"{split}_depth_pictures"
+    for camera in write_depth_report(frames, folder, settings, report, pictures, workers).itertuples():
+        say(
+            f"{camera.camera}: {camera.files} files of {height} × {width}, valid ratio {camera.valid_ratio:.4f} "
+            f"({camera.valid_ratio_min:.4f} to {camera.valid_ratio_max:.4f}), "
+            f"depth {camera.depth_min:.2f} to {camera.depth_max:.2f} m, mean {camera.depth_mean:.2f} m"
+        )
+    say(f"{report}, and pictures in {pictures}")
+
+
+def _depth_stage(split: str, workers: int | None, check: bool) -> None:
+    """Depth ground truth of the experiment's BEV dataset."""
+    from noisebox.config import load_experiment, load_scale
+    from noisebox.data.catalog import open_split
+    from noisebox.data.depth_stage import check_depth, make_depth
+
+    with logged("depth_gt", split):
+        dataset = load_scale(load_experiment().scale).dataset_of("bev")
+        opened = open_split(dataset, split, manifest_file=graph.data_manifest("bev"))
+        if check:
+            for path in check_depth(opened, split, workers=workers):
+                say(str(path))
+        else:
+            ratio = make_depth(opened, split, workers=workers)
+            say(f"{graph.depth_folder(split)}: {len(opened.frames)} files, {100 * ratio:.2f} % of pixels have a return")

@@ -1,0 +1,184 @@
+"""Verbs that measure and look: evaluate, predict, show, show-bev, diagnose."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noisebox import graph
+from noisebox.cli.app import Lineage, Seed, app, checkpoint_of, logged, say
+from noisebox.errors import UserError
+
+
+@app.command()
+def evaluate(lineage: Lineage, seed: Seed = 0) -> None:
+    """Evaluate a checkpoint: all that the protocols ask of its lineage."""
+    from noisebox.config import load_experiment
+
+    with logged("evaluate", lineage, f"seed{seed}"):
+        experiment = load_experiment()
+        path = checkpoint_of(graph.Lineage.parse(lineage).name, seed)
+
+        from noisebox.tasks import evaluate_run
+        from noisebox.training.checkpoint import load_model
+
+        model, config, checkpoint = load_model(path)
+        if config.scale != experiment.scale:
+            raise UserError(
+                f"{path} was trained at scale {config.scale!r}, but {graph.EXPERIMENT} now says {experiment.scale!r}: "
+                f"train it again with: noisebox train {lineage} --seed {seed}"
+            )
+        evaluate_run(model, config, path, experiment, checkpoint["classes"])
+
+
+@app.command()
+def predict(
+    which: Annotated[
+        str,
+        typer.Argument(metavar="LINEAGE|CHECKPOINT", help="A lineage, or the path of a .pth file.", show_default=False),
+    ],
+    images: Annotated[Path, typer.Option(help="An image file, or a folder of them.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to.", show_default="predictions/<lineage>/seed<k>")
+    ] = None,
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(help="Sampling steps.", min=1)] = 1,
+    score: Annotated[float, typer.Option(help="What scores less is left out.", min=0, max=1)] = 0.3,
+    eval_seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
+    batch: Annotated[int | None, typer.Option(help="Images at once.", min=1, show_default="as in evaluation")] = None,
+    crops: Annotated[bool, typer.Option("--crops", help="Family yolc: look again where objects crowd.")] = False,
+    visualize: Annotated[
+        bool, typer.Option("--visualize", help="Family yolc: draw heatmap, crops, coarse and final boxes, too.")
+    ] = False,
+) -> None:
+    """Detect in any images: COCO results and pictures.
+
+    predictions.json is a list in COCO's results form, images.json names images and categories, and pictures/ shows
+    every image with its boxes. An image of the validation split is detected as `noisebox evaluate` does.
+    """
+    path = Path(which) if which.endswith(".pth") else checkpoint_of(graph.Lineage.parse(which).name, seed)
+    folder = out or Path("predictions") / (path.stem if which.endswith(".pth") else f"{which}/seed{seed}")
+
+    from noisebox.evaluation.predict import IMAGES, LOOKS, PREDICTIONS
+    from noisebox.evaluation.predict import predict as run_predict
+    from noisebox.report.aerial_pictures import write_pictures as write_looks
+    from noisebox.report.predictions import write_pictures
+
+    ways = {"crops": crops, "visualize": visualize}
+    run_predict(path, images, folder, steps=steps, score=score, eval_seed=eval_seed, batch_size=batch, **ways)
+    root = images if images.is_dir() else images.parent
+    pictures = write_pictures(folder / PREDICTIONS, folder / IMAGES, root, folder / "pictures")
+    say(f"{folder / PREDICTIONS}, {folder / IMAGES}, and {len(pictures)} pictures in {folder / 'pictures'}")
+    if visualize:
+        say(f"{len(write_looks(folder / LOOKS))} pictures of what was seen in {folder / LOOKS}")
+
+
+@app.command()
+def show(
+    lineages: Annotated[list[str], typer.Argument(help="Shown side by side.", show_default=False)],
+    seed: Seed = 0,
+    images: Annotated[
+        str,
+        typer.Option(help="Of the validation split, ids or file names: 000001,000004.", show_default="the first ones"),
+    ] = "",
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("show"),
+    steps: Annotated[int, typer.Option(help="Sampling steps.", min=1)] = 5,
+    eval_seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
+) -> None:
+    """Draw detections beside ground truth, and how boxes are denoised.
+
+    Writes detections.png, and for each image <id>-steps.png, the boxes at every step, and <id>-film.png, the same as
+    an animated PNG.
+    """
+    from noisebox.config import load_experiment
+
+    checkpoints = {name: checkpoint_of(graph.Lineage.parse(name).name, seed) for name in lineages}
+    files = {name: out / f"{name}.json" for name in checkpoints}
+    first = load_experiment().pictures.images
+
+    from noisebox.evaluation.trajectory import write_trajectories
+    from noisebox.report.trajectory import write_show
+
+    for name, path in checkpoints.items():
+        chosen = images.split(",") if images else []
+        write_trajectories(path, files[name], chosen, steps=steps, eval_seed=eval_seed, first=first)
+    for written in write_show(files, out, Path()):
+        say(str(written))
+
+
+@app.command(name="show-bev")
+def show_bev(
+    lineages: Annotated[list[str], typer.Argument(help="Shown side by side.", show_default=False)],
+    seed: Seed = 0,
+    indices: Annotated[
+        str | None,
+        typer.Option(help="Validation images: --indices 0 10 20.", show_default="bev.pictures of the experiment"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("show"),
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps.", min=1, show_default="the most of bev.protocol")
+    ] = None,
+    eval_seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
+) -> None:
+    """Draw true and predicted maps of validation images.
+
+    Writes sample_0000.png and so on, by the image's place in the split, counted from 0: camera image, depth ground
+    truth, true map, and of each lineage the predicted map and where it is wrong.
+    """
+    from noisebox.config import load_experiment
+
+    line = load_experiment().bev
+    named = lineages if indices is None else [name for name in lineages if not name.isdecimal()]
+    more = [name for name in lineages if name not in named]  # --indices takes one; the rest of its numbers come here
+    places = line.pictures if indices is None else [_place(index) for index in (indices, *more)]
+    if not named or not places:
+        raise UserError("show-bev needs a lineage and an image: noisebox show-bev lss diffbev --indices 0 10 20")
+    checkpoints = {name: checkpoint_of(graph.Lineage.parse(name).name, seed) for name in named}
+    files = {name: out / f"{name}.npz" for name in checkpoints}
+
+    from noisebox.evaluation.bev_maps import write_shown_maps
+    from noisebox.report.bev_pictures import write_sheets
+
+    for name, path in checkpoints.items():
+        most = steps or max(line.protocol.sample_steps)
+        write_shown_maps(path, files[name], places, steps=most, eval_seed=eval_seed)
+    for written in write_sheets(files, out):
+        say(str(written))
+
+
+def _place(index: str) -> int:
+    if not index.isdecimal():
+        raise UserError(f"--indices takes whole numbers from 0 on, such as --indices 0 10 20, not {index!r}")
+    return int(index)
+
+
+@app.command()
+def diagnose(
+    lineage: Lineage,
+    seed: Seed = 0,
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.", min=1, show_default="the most measured")] = None,
+) -> None:
+    """Say why the mIoU of a map sticks.
+
+    Prints what the labels and the predictions of its evaluation are made of, how classes are confused, the IoU of each,
+    and a verdict: labels out of range, nothing labelled, collapsed, classes never predicted, or fine.
+
+    Exit code 0: fine; 1: another verdict; 2: a mistake.
+    """
+    from noisebox.report.bev_evaluations import read_confusion
+
+    name = graph.Lineage.parse(lineage).name
+    path = Path(graph.evaluation_folder(name, seed)) / "confusion.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; make it with: noisebox evaluate {name} --seed {seed}")
+    confusion = read_confusion(path)
+    steps, eval_seeds, counts = confusion.at(steps)
+
+    from noisebox.evaluation.diagnosis import diagnose as run_diagnosis
+    from noisebox.report.diagnosis import print_diagnosis
+    from noisebox.report.markdown import listed, plural
+
+    found = run_diagnosis(counts, confusion.classes, confusion.labels)
+    under = f"eval seed{'s' if len(eval_seeds) > 1 else ''} {listed(eval_seeds)}"
+    print_diagnosis(found, f"{name} seed{seed}, {plural(steps, 'sampling step')}, {under}")
+    raise typer.Exit(0 if found.verdict == "fine" else 1)

@@ -1,0 +1,72 @@
+"""Verbs between the engines, git and the disk: sync, merge, record, prune."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from noisebox.cli.app import app, say
+
+
+@app.command()
+def sync() -> None:
+    """After `dvc pull`: tell Snakemake what is up to date."""
+    from noisebox.engines import sync as run_sync
+
+    for line in run_sync(Path()):
+        say(line)
+
+
+@app.command()
+def merge() -> None:
+    """After a `git merge` with conflicts in what the engines write.
+
+    Settles dvc.lock, data.dvc and the report's files, and stages them for
+    the commit. Stages of both sides stay, and nothing is made again that
+    was made from what the merge holds. Conflicts in other files, such as
+    params/experiment.yaml, come first and are yours.
+    """
+    from noisebox.merge import merge as run_merge
+
+    for line in run_merge(Path()):
+        say(line)
+
+
+@app.command()
+def record(
+    outputs: Annotated[list[str] | None, typer.Argument(help="Outputs just made.", show_default=False)] = None,
+) -> None:
+    """Tell DVC what Snakemake made; runs by itself."""
+    from noisebox.engines import record as run_record
+
+    for line in run_record(Path(), outputs or sys.stdin.read().split("\n")):
+        say(line)
+
+
+@app.command()
+def prune(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+    """Free the disk of last.pth and best.pth that DVC holds.
+
+    Of finished runs, last.pth and best.pth (in the BEV line best_mIoU.pth)
+    go, if their bytes are in DVC's cache or in a remote; so does what killed
+    processes left, if no training can go on from it. All else stays,
+    model_final.pth always.
+
+    `dvc status` then calls these files deleted. That is no loss: `dvc
+    checkout` brings them back (`dvc pull`, if only a remote has them), and
+    `dvc repro` does so rather than train again. Snakemake does not miss
+    them. DVC's cache keeps its copy; emptying that is for `dvc gc`.
+    """
+    from noisebox.prune import plan_of, remove, size_in_words
+
+    plan = plan_of(Path())
+    for line in plan.kept:
+        say(f"kept: {line}")
+    for item in plan.items:
+        say(f"{size_in_words(item.size):>9}  {item.path} ({item.why})")
+    if not plan.items:
+        say("nothing to prune")
+    elif yes or typer.confirm(f"Delete these {len(plan.items)}, and free {size_in_words(plan.size)}?"):
+        for line in remove(plan):
+            say(line)

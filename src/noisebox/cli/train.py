@@ -1,0 +1,157 @@
+"""Verbs that train one recipe or lineage: smoke, train, overfit."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from noisebox import graph
+from noisebox.cli.app import Lineage, Seed, app, checkpoint_of, logged, say
+
+
+@app.command()
+def smoke(recipe: Annotated[str, typer.Argument(help="A file of params/recipes/.", show_default=False)]) -> None:
+    """Train a recipe for a few iterations and check it."""
+    from noisebox.config import load_experiment, resolve, smoke_config
+    from noisebox.tasks import open_task
+
+    with logged("smoke", recipe):
+        config = smoke_config(resolve(recipe, 0, load_experiment().scale, smoke=True))
+        task = open_task(config)
+
+        from noisebox.training.smoke import smoke as run_smoke
+
+        run_smoke(config, Path(graph.smoke_tsv(recipe)), task.classes, task.batch(0))
+
+
+@app.command()
+def train(
+    lineage: Lineage,
+    seed: Seed = 0,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    iters: Annotated[int | None, typer.Option(help="Iterations.", min=1)] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the images, in place of iterations.")] = None,
+    batch_size: Annotated[str | None, typer.Option(help="Images an iteration, or auto: all that fit.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Parts that a batch is computed in.", min=1)] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Longest gradient; 0: any.", min=0)] = None,
+    subset_size: Annotated[int | None, typer.Option(help="Train on so many images.", min=1)] = None,
+    subset_seed: Annotated[int | None, typer.Option(help="Another seed draws others.", min=0)] = None,
+    overfit: Annotated[bool | None, typer.Option("--overfit", help="Train and evaluate on the first ones.")] = None,
+    resize_schedule: Annotated[str | None, typer.Option(help="[[epoch, short edge], ...], from epoch 1.")] = None,
+    compile: Annotated[bool | None, typer.Option("--compile", help="Through torch.compile.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of any key; repeatable.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the run.", show_default="runs/..., with options tries/...")
+    ] = None,
+    if_changed: Annotated[
+        Literal["refuse", "resume", "fresh"],
+        typer.Option(help="What to do with an interrupted training of other settings, code or data."),
+    ] = "refuse",
+    profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps instead; no run is touched.")] = False,
+    profile_steps: Annotated[int, typer.Option(help="Steps to trace.", min=1)] = 5,
+) -> None:
+    """Train a lineage with one seed, or go on with a killed run.
+
+    Options stand over what params/ say. A training with any is none of the
+    graph's, so it goes to tries/<lineage>/seed<k>/.
+
+    A killed training is gone on with. Where something changed meanwhile that
+    its result depends on, it is refused: --if-changed resume goes on with
+    the new one, --if-changed fresh starts anew.
+
+    With --profile, a few steps from fresh weights are traced into
+    traces/<lineage>/seed<k>.json.gz, for ui.perfetto.dev, and the ten
+    costliest operations are printed.
+    """
+    from noisebox.config import AUTO, load_experiment, overrides_of, resolve, teacher_of
+    from noisebox.tasks import open_task
+
+    named = {
+        "precision": precision, "solver.max_iter": iters, "solver.epochs": epochs, "solver.batch_size": batch_size,
+        "solver.accumulate": accumulate, "solver.clip_norm": clip_norm, "solver.subset_size": subset_size,
+        "solver.subset_seed": subset_seed, "solver.overfit": overfit, "solver.compile": compile,
+        "image.resize_schedule": resize_schedule,
+    }  # fmt: skip
+    typed = [f"{key}={value}" for key, value in named.items() if value is not None]
+    overrides = overrides_of([*typed, *(settings or [])])
+    which = f"seed{seed}"
+    folder = graph.try_folder(lineage, which) if overrides else graph.run_folder(lineage, seed)
+    run = output_dir or Path(folder)
+    with logged("try" if overrides else "train", lineage, which):
+        config = resolve(lineage, seed, load_experiment().scale, overrides=overrides)
+        if overrides or output_dir:
+            said = ", ".join(f"{key} {value}" for key, value in overrides.items())
+            say(f"{lineage} {which} goes to {run}{', with ' if said else ''}{said}")
+        parent = graph.Lineage.parse(lineage).parent
+        start = checkpoint_of(parent.name, seed) if parent else None
+        mentor = teacher_of(lineage, seed)
+        teacher = Path(mentor) if mentor else None
+        task = open_task(config)
+        if config.solver.batch_size == AUTO:
+            from noisebox.training.batch_size import with_largest_batch
+
+            task = with_largest_batch(task, run)
+            say(f"batch_size auto: {task.config.solver.batch_size}")
+
+        if profile:
+            from noisebox.training.profiling import WARM_UP, profile_training
+
+            trace = Path(graph.trace_file(lineage, seed))
+            stream = task.batches(0, WARM_UP + profile_steps)
+            say(profile_training(task.config, task.classes, stream, trace, profile_steps, teacher))
+            say(f"{trace}: open it in ui.perfetto.dev")
+            return
+
+        from noisebox.training.loop import train as run_training
+
+        run_training(
+            task.config,
+            run,
+            task.classes,
+            task.batches,
+            task.data_hash,
+            metric=task.metric,
+            validate=task.validate,
+            parent=start,
+            teacher=teacher,
+            images=task.images,
+            if_changed=if_changed,
+        )
+
+
+@app.command()
+def overfit(
+    recipe: Annotated[str, typer.Argument(help="A file of params/recipes/.", show_default=False)],
+    images: Annotated[int, typer.Option(help="How many to learn by heart.", min=1)] = 10,
+    iters: Annotated[int, typer.Option(help="Iterations.", min=1)] = 400,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of any key; repeatable.")] = None,
+) -> None:
+    """See whether a recipe can learn a few images by heart.
+
+    Trains on the first images without augmentation or shuffling, evaluates
+    on the same, and says what to check where it did not learn them: then
+    targets, losses or decoding are wrong, or it needs longer.
+
+    Exit code 0: it knows them (AP50, or mIoU of a map, of at least 90);
+    1: it does not; 2: a mistake.
+    """
+    from noisebox.config import load_experiment, overrides_of, resolve
+    from noisebox.tasks import open_task
+
+    with logged("overfit", recipe):
+        overrides = {"solver.overfit": True, "solver.subset_size": images, "solver.max_iter": iters}
+        overrides |= overrides_of(settings or [])
+        config = resolve(recipe, 0, load_experiment().scale, smoke=True, overrides=overrides)
+        task = open_task(config.model_copy(update={"distill": None}))
+
+        from noisebox.training.overfit import advice
+        from noisebox.training.overfit import overfit as run_overfit
+
+        memory = run_overfit(task, Path(graph.try_folder(recipe, "overfit")))
+        reached = f"{memory.metric} {memory.value:.1f} on the {task.images} images shown"
+        say(
+            f"{recipe}: {reached}, {memory.enough:g} is enough" if memory.learnt else f"{recipe}: only {reached}; check"
+        )
+        for line in [] if memory.learnt else advice(memory, task):
+            say(f"- {line}")
+    raise typer.Exit(0 if memory.learnt else 1)
