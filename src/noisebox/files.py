@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -190,9 +191,26 @@ def _mapping(path: Path, content: Any) -> dict[str, Any]:
     return content
 
 
+VARIABLE = re.compile(r"\$(\w+|\{\w+\})", re.ASCII)
+DATASETS = ("NOISEBOX_DATASETS", "DETECTRON2_DATASETS")  # environment variables, the first that is set counts
+
+
 def expanded(path: str, root: Path) -> Path:
-    """A path that a user wrote: it counts from `root`, and `~` and `$NAME` stand for what they name."""
-    return root / Path(os.path.expandvars(path)).expanduser()
+    """A path that a user wrote: it counts from `root`, and `~` and `$NAME` stand for what they name.
+
+    `$NOISEBOX_DATASETS` stands for the folder of datasets whether it is set or not: where it is not, for Detectron2's,
+    and where that is not set either, for `datasets` below `root`. Raises UserError where another variable is not set.
+    """
+    folder = next((value for name in DATASETS if (value := os.environ.get(name))), "datasets")
+    known = {**os.environ, DATASETS[0]: folder}
+
+    def value_of(found: re.Match[str]) -> str:
+        name = found[1].strip("{}")
+        if name not in known:
+            raise UserError(f"the environment variable {name}, in {path}, is not set")
+        return known[name]
+
+    return root / Path(VARIABLE.sub(value_of, path)).expanduser()
 
 
 def sha256(path: Path) -> str:

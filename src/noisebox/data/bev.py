@@ -134,12 +134,14 @@ class BevView(Dataset):
 
 
 class NuScenesDataset(BevView):
-    """A nuScenes root of the user's; `classes` names the label maps' values from 0 on."""
+    """A nuScenes root of the user's; `classes` names the label maps' values from 0 on. `source` says where the files
+    come from, and is no part of what the data is."""
 
     kind: Literal["nuscenes"]
     root: str
     version: str = "v1.0-trainval"
     classes: Annotated[list[str], Field(min_length=1)]
+    source: Annotated[str | None, Field(exclude=True)] = None
 
     @property
     def names(self) -> tuple[str, ...]:

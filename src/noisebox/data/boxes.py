@@ -1,8 +1,8 @@
-"""Datasets of boxes: the embedded worlds, COCO files and VisDrone, opened as CocoSplit."""
+"""Datasets of boxes: the embedded worlds, COCO files and published ones in forms of their own, opened as CocoSplit."""
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,8 +12,12 @@ from pydantic import Field, field_validator
 from noisebox import graph
 from noisebox.config.section import Count, Positive, Section
 from noisebox.data.coco import CocoSplit, ImageRecord, decode_image, read_bytes, read_split
+from noisebox.data.crowdhuman import read_crowdhuman
 from noisebox.data.datasets import SPLITS, Dataset, EmbeddedDataset, Progress
+from noisebox.data.lvis import read_lvis
+from noisebox.data.objects365 import read_objects365
 from noisebox.data.visdrone import read_visdrone
+from noisebox.data.voc import read_voc
 from noisebox.errors import UserError
 from noisebox.files import expanded, sha256
 
@@ -28,11 +32,7 @@ class BoxDataset(Dataset):
 
     def describe(self, name: str, root: Path, progress: Progress | None) -> dict[str, Any]:
         train, val = (self.open(name, split, root) for split in SPLITS)
-        if train.classes != val.classes:
-            raise UserError(
-                f"{val.annotation_file} declares the classes {', '.join(val.classes)}, but {train.annotation_file} "
-                f"{', '.join(train.classes)}; list the ones to use under 'classes' in {root / graph.dataset_file(name)}"
-            )
+        check_classes_agree(train, val, root / graph.dataset_file(name))
         digests = _image_digests([*train.images, *val.images], progress)
         splits = {key: _describe_split(split, digests) for key, split in zip(SPLITS, (train, val), strict=True)}
         return {"classes": list(train.classes), "splits": splits}
@@ -40,6 +40,15 @@ class BoxDataset(Dataset):
     def check_unchanged(self, opened: CocoSplit, facts: dict[str, Any]) -> None:
         if _annotations_sha256(opened) != facts["annotations_sha256"]:
             raise UserError(f"{opened.annotation_file} has changed since; run `noisebox data` first")
+
+
+def check_classes_agree(train: CocoSplit, val: CocoSplit, definition: Path) -> None:
+    """Raises UserError when the splits have other classes."""
+    if train.classes != val.classes:
+        raise UserError(
+            f"{val.annotation_file} declares the classes {', '.join(val.classes)}, but {train.annotation_file} "
+            f"{', '.join(train.classes)}; list the ones to use under 'classes' in {definition}"
+        )
 
 
 class WorldDataset(BoxDataset, EmbeddedDataset):
@@ -65,24 +74,41 @@ class WorldDataset(BoxDataset, EmbeddedDataset):
         write_world(folder, self.seed, counts, self.image_size, progress, WORLDS[self.kind])
 
 
-class CocoFiles(Section):
-    """One split of a user's data; paths count from the repository's root, `~` and `$NAME` are expanded.
+class Files(Section):
+    """One split of a user's data; paths count from the repository's root, `~` and `$NAME` are expanded as
+    `noisebox.files.expanded` says.
 
-    `annotations` is a COCO file; of kind `visdrone` it may be the folder of VisDrone's text files.
+    `annotations` is a file; of kind `visdrone` it may be the folder of VisDrone's text files.
     """
 
     images: str
     annotations: str
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The keys that must name a folder; the others must name a file."""
+        return ("images",)
 
-class CocoDataset(BoxDataset):
-    """A user's own data in COCO form, or VisDrone; `classes` selects and orders the categories, by default all of them
-    by rising id."""
 
-    kind: Literal["coco", "visdrone"]
-    train: CocoFiles
-    val: CocoFiles
+class VocFiles(Files):
+    """A split in VOC's form: the folders of its images and of their XML files, and the `list` of those that are its."""
+
+    list: str
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        return ("images", "annotations")
+
+
+class UserDataset(BoxDataset):
+    """A user's own data; `classes` selects and orders the classes, by default all of them. `source` says where the
+    files come from, and is no part of what the data is."""
+
+    kind: str
+    train: Files
+    val: Files
     classes: Annotated[list[str], Field(min_length=1)] | None = None
+    source: Annotated[str | None, Field(exclude=True)] = None
 
     @field_validator("classes")
     @classmethod
@@ -93,23 +119,73 @@ class CocoDataset(BoxDataset):
         return classes
 
     def open(self, name: str, split: str, root: Path) -> CocoSplit:
-        files: CocoFiles = getattr(self, split)
-        images, annotations = expanded(files.images, root), expanded(files.annotations, root)
-        visdrone = self.kind == "visdrone"
-        stored = annotations.is_file() or (visdrone and annotations.is_dir())
-        for key, path, exists in (("images", images, images.is_dir()), ("annotations", annotations, stored)):
-            if not exists:
-                wanted = "folder" if key == "images" else "file or folder" if visdrone else "file"
-                raise UserError(f"{root / graph.dataset_file(name)}: {split}.{key}: there is no {wanted} {path}")
-        read = read_visdrone if visdrone else read_split
-        return read(f"{name}/{split}", annotations, images, self.classes)
+        missing = self.missing(name, split, root)
+        if missing:
+            raise UserError(missing[0][1])
+        return self.read(f"{name}/{split}", self.paths(name, split, root))
+
+    def paths(self, name: str, split: str, root: Path) -> dict[str, Path]:
+        """The files and folders of a split by key; raises UserError where a variable in one is not set."""
+        try:
+            return {key: expanded(path, root) for key, path in getattr(self, split)}
+        except UserError as error:
+            raise UserError(f"{root / graph.dataset_file(name)}: {split}: {error}") from None
+
+    def missing(self, name: str, split: str, root: Path) -> list[tuple[Path, str]]:
+        """The files and folders of a split that are not there, each with a sentence."""
+        files, told = getattr(self, split), []
+        for key, path in self.paths(name, split, root).items():
+            either = self.kind == "visdrone" and key == "annotations"
+            wanted = "file or folder" if either else "folder" if key in files.folders else "file"
+            if not (path.exists() if either else path.is_dir() if key in files.folders else path.is_file()):
+                told.append((path, f"{root / graph.dataset_file(name)}: {split}.{key}: there is no {wanted} {path}"))
+        return told
+
+    def read(self, name: str, paths: dict[str, Path]) -> CocoSplit:
+        """A split whose files are there."""
+        return READERS_OF[self.kind](name, paths["annotations"], paths["images"], self.classes)
 
 
+class FormDataset(UserDataset):
+    """Data in the form of a published dataset, read by the reader of that kind."""
+
+    kind: Literal["visdrone", "lvis", "objects365", "crowdhuman"]
+
+
+class CocoDataset(UserDataset):
+    """Data in COCO form; classes come by rising id. Boxes without area, or that leave their image, are refused where
+    `boxes` is `strict`; `mended`, the former are left out and the latter clipped, as published data needs it."""
+
+    kind: Literal["coco"]
+    boxes: Literal["strict", "mended"] = "strict"
+
+    def read(self, name: str, paths: dict[str, Path]) -> CocoSplit:
+        return read_split(name, paths["annotations"], paths["images"], self.classes, self.boxes == "mended")
+
+
+class VocDataset(UserDataset):
+    """Data in VOC's form; by default in VOC's 20 classes."""
+
+    kind: Literal["voc"]
+    train: VocFiles
+    val: VocFiles
+
+    def read(self, name: str, paths: dict[str, Path]) -> CocoSplit:
+        return read_voc(name, paths["annotations"], paths["images"], paths["list"], self.classes)
+
+
+READERS_OF: dict[str, Callable[[str, Path, Path, Sequence[str] | None], CocoSplit]] = {
+    "visdrone": read_visdrone,
+    "lvis": read_lvis,
+    "objects365": read_objects365,
+    "crowdhuman": read_crowdhuman,
+}
 DATASETS: dict[str, type[Dataset]] = {
     "world": WorldDataset,
     "world_aerial": WorldDataset,
     "coco": CocoDataset,
-    "visdrone": CocoDataset,
+    "voc": VocDataset,
+    **dict.fromkeys(READERS_OF, FormDataset),
 }
 
 
@@ -128,10 +204,14 @@ def _describe_split(split: CocoSplit, digests: Iterator[str]) -> dict[str, Any]:
 
 
 def _annotations_sha256(split: CocoSplit) -> str:
-    """The SHA-256 of the annotation file, or of the listing of a folder's text files with theirs."""
+    """The SHA-256 of the annotation file, or of the listing of a folder's files with theirs: all text files, or with a
+    list the XML files of its images."""
     if not split.annotation_file.is_dir():
         return sha256(split.annotation_file)
-    files = sorted(split.annotation_file.glob("*.txt"))
+    if split.list_file:
+        files = [split.annotation_file / f"{record.path.stem}.xml" for record in split.images]
+    else:
+        files = sorted(split.annotation_file.glob("*.txt"))
     listing = "".join(f"{sha256(file)} {file.name}\n" for file in files)
     return hashlib.sha256(listing.encode()).hexdigest()
 

@@ -24,7 +24,11 @@ KINDS = {
     "world": "noisebox.data.boxes",
     "world_aerial": "noisebox.data.boxes",
     "coco": "noisebox.data.boxes",
+    "voc": "noisebox.data.boxes",
     "visdrone": "noisebox.data.boxes",
+    "lvis": "noisebox.data.boxes",
+    "objects365": "noisebox.data.boxes",
+    "crowdhuman": "noisebox.data.boxes",
     "world_drive": "noisebox.data.bev",
     "nuscenes": "noisebox.data.bev",
 }

@@ -7,6 +7,7 @@ named in the file does not exist.
 import difflib
 import io
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -22,6 +23,9 @@ from noisebox.errors import UserError
 
 ROUNDING = 1.0  # pixels by which a box may leave its image; it is clipped
 EXIF_ORIENTATION = 0x0112
+BOX = "four finite numbers [x, y, width, height]"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +48,29 @@ class ImageRecord:
     areas: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Federated:
+    """What counts where each image was searched for some classes alone, as in LVIS: by image id the labels `judged`
+    there, and of the detections of an image, over all classes, the `limit` best."""
+
+    judged: dict[int, frozenset[int]]
+    limit: int
+
+
 @dataclass(frozen=True, eq=False)
 class CocoSplit:
-    """A checked split: its images in the file's order, its classes, and the file's category id of each class."""
+    """A checked split: its images in the file's order, its classes, and the file's category id of each class.
+
+    `annotation_file` is a folder where each image has a file of its own; `list_file` then says which images there are.
+    """
 
     name: str
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     images: tuple[ImageRecord, ...]
     annotation_file: Path
+    federated: Federated | None = None
+    list_file: Path | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -98,13 +116,17 @@ class CocoSplit:
         }
 
 
-def read_split(name: str, annotation_file: Path, image_folder: Path, classes: Sequence[str] | None = None) -> CocoSplit:
+def read_split(
+    name: str, annotation_file: Path, image_folder: Path, classes: Sequence[str] | None = None, mended: bool = False
+) -> CocoSplit:
     """Read and check a COCO detection file; the images must exist but are not opened.
 
     `classes` selects and orders the categories; None takes all of them by rising id. Annotations of other classes are
-    dropped before their boxes are looked at. Raises UserError naming file and image or annotation id.
+    dropped before their boxes are looked at. Where boxes are to be `mended`, one without area or outside its image is
+    left out, and one that leaves it is clipped; the number left out is logged. Raises UserError naming file and image
+    or annotation id.
     """
-    return parse_split(name, read_json(annotation_file), annotation_file, image_folder, classes)
+    return parse_split(name, read_json(annotation_file), annotation_file, image_folder, classes, mended)
 
 
 def parse_split(
@@ -113,6 +135,7 @@ def parse_split(
     annotation_file: Path,
     image_folder: Path,
     classes: Sequence[str] | None = None,
+    mended: bool = False,
 ) -> CocoSplit:
     """As `read_split`, from the content of the annotation file."""
     declared = _declared(_table(content, "categories", annotation_file))
@@ -125,8 +148,37 @@ def parse_split(
         name=name,
         classes=names,
         category_ids=tuple(declared[name] for name in names),
-        images=_records(images, _table(content, "annotations", annotation_file), label_of, image_folder),
+        images=_records(images, _table(content, "annotations", annotation_file), label_of, image_folder, mended),
         annotation_file=annotation_file,
+    )
+
+
+def mended_record(
+    identity: int,
+    path: Path,
+    size_wh: tuple[int, int],
+    xywh: ArrayLike,
+    labels: ArrayLike,
+    crowd: ArrayLike,
+) -> ImageRecord:
+    """The record of an image of this size, boxes (G, 4) clipped to it and those without anything of it left out: fewer
+    than were given. They are so for evaluation, too."""
+    stored = np.array(xywh, np.float64).reshape(-1, 4)
+    clipped = clipped_xyxy(stored, np.tile(np.array(size_wh), (len(stored), 1)))
+    shown = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+    corners = clipped[shown].astype(np.float64)
+    sides = corners[:, 2:] - corners[:, :2]
+    return ImageRecord(
+        id=identity,
+        file_name=path.name,
+        path=path,
+        width=size_wh[0],
+        height=size_wh[1],
+        boxes_xyxy=clipped[shown],
+        labels=np.array(labels, np.int64)[shown],
+        crowd=np.array(crowd, np.bool_)[shown],
+        stored_xywh=np.concatenate([corners[:, :2], sides], axis=1),
+        areas=sides.prod(axis=1),
     )
 
 
@@ -173,6 +225,15 @@ def decode_image(content: bytes, record: ImageRecord) -> NDArray[np.uint8]:
     return pixels
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height of an image file as stored, which is all that is read of it; raises UserError."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
+        raise UserError(f"{path} cannot be read as an image ({_one_line(error)})") from None
+
+
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image).astype(np.uint32) + 128) // 257
@@ -207,6 +268,10 @@ class _Table:
             lambda row: f"has {key} {_shown(self.rows[row][key])}; it must be {wanted}",
         )
         return [row.get(key, default) for row in self.rows]
+
+    def only(self, places: NDArray[np.int64]) -> "_Table":
+        """The rows at these places alone."""
+        return _Table(self.file, self.kind, [self.rows[row] for row in places])
 
     def ids(self) -> NDArray[np.int64]:
         """The rows' ids, none of them twice."""
@@ -256,7 +321,8 @@ def _is_area(value: Any) -> bool:
     return _is_number(value) and value >= 0
 
 
-def _is_box(value: Any) -> bool:
+def is_box(value: Any) -> bool:
+    """Whether it is a list of four finite numbers."""
     return type(value) is list and len(value) == 4 and all(map(_is_number, value))
 
 
@@ -325,7 +391,9 @@ def _chosen(declared: dict[str, int], classes: Sequence[str] | None, file: Path)
     return tuple(sorted(declared, key=declared.__getitem__) if classes is None else classes)
 
 
-def _records(images: _Table, annotations: _Table, label_of: dict[int, int], folder: Path) -> tuple[ImageRecord, ...]:
+def _records(
+    images: _Table, annotations: _Table, label_of: dict[int, int], folder: Path, mended: bool
+) -> tuple[ImageRecord, ...]:
     """Check images and annotations and bring them together; `label_of` a category id is -1 where it is not chosen."""
     ids = images.ids()
     widths = images.column("width", _is_size, "a whole number of pixels")
@@ -334,9 +402,12 @@ def _records(images: _Table, annotations: _Table, label_of: dict[int, int], fold
     paths = _image_paths(images, names, folder)
     owners, labels = _owners(annotations, ids), _labels(annotations, label_of)
     chosen = np.flatnonzero(labels >= 0)
-    annotations = _Table(annotations.file, annotations.kind, [annotations.rows[row] for row in chosen])
+    sizes_wh = np.stack([np.array(widths)[owners], np.array(heights)[owners]], axis=1)
+    if mended:
+        chosen = _with_area(annotations, chosen, sizes_wh)
+    annotations = annotations.only(chosen)
     owners, labels = owners[chosen], labels[chosen]
-    stored_xywh, boxes_xyxy = _boxes(annotations, np.array(widths)[owners], np.array(heights)[owners])
+    stored_xywh, boxes_xyxy = _boxes(annotations, sizes_wh[chosen], mended)
     crowd = np.array(annotations.column("iscrowd", _is_flag, "0 or 1", default=0), np.bool_)
     columns = (boxes_xyxy, labels, crowd, stored_xywh, _areas(annotations, stored_xywh))
     by_image = np.argsort(owners, kind="stable")
@@ -393,26 +464,49 @@ def _labels(annotations: _Table, label_of: dict[int, int]) -> NDArray[np.int64]:
     return np.array([label_of[category] for category in categories], np.int64)
 
 
+def _with_area(annotations: _Table, chosen: NDArray[np.int64], sizes_wh: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of the rows chosen those whose boxes show something of their images."""
+    kept = annotations.only(chosen)
+    stored = np.array(kept.column("bbox", is_box, BOX), np.float64).reshape(-1, 4)
+    clipped = clipped_xyxy(stored, sizes_wh[chosen])
+    shown = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+    tell_left_out(int((~shown).sum()), annotations.file)
+    return chosen[shown]
+
+
+def clipped_xyxy(xywh: NDArray[np.float64], sizes_wh: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Boxes (N, 4) as x1, y1, x2, y2 within images of these widths and heights (N, 2)."""
+    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    return corners.clip(0, np.tile(sizes_wh, 2)).astype(np.float32)
+
+
+def tell_left_out(count: int, annotations: Path) -> None:
+    """Log how many boxes were left out because there is nothing of their image in them."""
+    if count:
+        logger.warning("%s: left out %d boxes without area, or outside their images", annotations, count)
+
+
 def _boxes(
-    annotations: _Table, widths: NDArray[np.int64], heights: NDArray[np.int64]
+    annotations: _Table, sizes_wh: NDArray[np.int64], mended: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """The boxes as stored (x, y, width, height) and clipped to their images (x1, y1, x2, y2)."""
-    stored = annotations.column("bbox", _is_box, "four finite numbers [x, y, width, height]")
+    stored = annotations.column("bbox", is_box, BOX)
     xywh = np.array(stored, np.float64).reshape(-1, 4)
-    limits = np.stack([widths, heights, widths, heights], axis=1).reshape(-1, 4)
+    clipped = clipped_xyxy(xywh, sizes_wh)
+    if mended:
+        return xywh, clipped
     annotations.refuse(
         (xywh[:, 2:] <= 0).any(axis=1),
         lambda row: f"has the box {stored[row]} of no area; width and height must be above 0",
     )
     xyxy = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-    clipped = xyxy.clip(0, limits).astype(np.float32)
-    outside = (xyxy < -ROUNDING) | (xyxy > limits + ROUNDING)
+    outside = (xyxy < -ROUNDING) | (xyxy > np.tile(sizes_wh, 2) + ROUNDING)
     outside |= clipped[:, [2, 3, 2, 3]] <= clipped[:, [0, 1, 0, 1]]
     annotations.refuse(
         outside.any(axis=1),
         lambda row: (
             f"has the box {stored[row]} (x, y, width, height) outside its image, "
-            f"which is {widths[row]} x {heights[row]} pixels (width x height)"
+            f"which is {sizes_wh[row, 0]} x {sizes_wh[row, 1]} pixels (width x height)"
         ),
     )
     return xywh, clipped

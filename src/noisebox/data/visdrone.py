@@ -7,7 +7,6 @@ lies mostly in an ignored region, or has score 0, becomes a crowd of its own cla
 place among the 100 detections that an image and class may have.
 """
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from noisebox.data.coco import ROUNDING, CocoSplit, ImageRecord, parse_split, read_json
+from noisebox.data.coco import ROUNDING, CocoSplit, ImageRecord, parse_split, read_json, size_of, tell_left_out
 from noisebox.errors import UserError, what_fits
 
 CLASSES = (
@@ -30,8 +28,6 @@ NOT_COUNTED = {"ignored-regions": REGION, "ignored-region": REGION, "others": OT
 INSIDE = 0.5  # the share of an object from which on it counts as lying in an ignored region
 COLUMNS = ("left", "top", "width", "height", "score", "category", "truncation", "occlusion")
 SUFFIXES = (".jpg", ".jpeg", ".png")
-
-logger = logging.getLogger(__name__)
 
 
 def read_visdrone(name: str, annotations: Path, images: Path, classes: Sequence[str] | None = None) -> CocoSplit:
@@ -96,11 +92,6 @@ def _share_inside(boxes_xyxy: NDArray[np.float32], regions_xyxy: NDArray[np.floa
     return largest
 
 
-def _tell_left_out(count: int, annotations: Path) -> None:
-    if count:
-        logger.warning("%s: left out %d boxes of no width or height", annotations, count)
-
-
 # The COCO form
 
 
@@ -109,7 +100,7 @@ def _read_coco(name: str, file: Path, images: Path) -> CocoSplit:
     annotations = content.get("annotations")
     if isinstance(annotations, list):
         kept = [annotation for annotation in annotations if not _has_no_area(annotation)]
-        _tell_left_out(len(annotations) - len(kept), file)
+        tell_left_out(len(annotations) - len(kept), file)
         content = {**content, "annotations": kept}
     return parse_split(name, content, file, images)
 
@@ -132,14 +123,14 @@ def _read_folder(name: str, folder: Path, images: Path) -> CocoSplit:
         record, without_area = _read_text(number, file, images)
         records.append(record)
         left_out += without_area
-    _tell_left_out(left_out, folder)
+    tell_left_out(left_out, folder)
     return CocoSplit(name, CATEGORIES, tuple(range(len(CATEGORIES))), tuple(records), folder)
 
 
 def _read_text(number: int, file: Path, images: Path) -> tuple[ImageRecord, int]:
     """One image with all of its boxes, and how many boxes of no area were left out."""
     path = _image_of(file, images)
-    width, height = _size_of(path)
+    width, height = size_of(path)
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -205,12 +196,3 @@ def _image_of(file: Path, images: Path) -> Path:
         if (path := images / f"{file.stem}{suffix}").is_file():
             return path
     raise UserError(f"{file} has no image: {images / file.stem} does not exist, whether {', '.join(SUFFIXES)}")
-
-
-def _size_of(path: Path) -> tuple[int, int]:
-    """Width and height as stored, which is all that is read of the image."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception as error:  # Pillow raises nearly anything on a damaged file
-        raise UserError(f"{path} cannot be read as an image ({' '.join(str(error).split())})") from None

@@ -14,7 +14,7 @@ from noisebox.data.coco import CocoSplit
 from noisebox.structures import Detections
 
 # The order of COCO's summary: precision over IoU 0.50:0.95, at 0.50, at 0.75, by object size; recall at 1, 10 and 100
-# detections an image, by object size.
+# (in a federated split, as many as count) detections an image, by object size.
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
@@ -37,12 +37,15 @@ class DetectionMetrics:
 def coco_metrics(split: CocoSplit, detections: Mapping[int, Detections]) -> DetectionMetrics:
     """Count detections, by image id, against a split; an image without an entry has none.
 
-    At most 100 detections an image and class count, those of highest score. Raises ValueError for an image id that the
-    split does not have.
+    At most 100 detections an image and class count, those of highest score; in a federated split all that are given,
+    which `noisebox.evaluation.protocol.judged` chose by its rules. Raises ValueError for an image id that the split
+    does not have.
     """
     with _garbage_left_alone():
         truth = COCO(split.ground_truth())
         counter = COCOeval_faster(truth, truth.loadRes(to_coco_results(split, detections)), iouType="bbox")
+        if split.federated:
+            counter.params.maxDets = [1, 10, split.federated.limit]
         counter.run()
     # (IoU threshold, recall, category by rising id, size, detections an image), -1 where there is no ground truth
     precision: NDArray[np.float64] = counter.eval["precision"][..., 0, -1]

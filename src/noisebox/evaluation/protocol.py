@@ -6,10 +6,12 @@ Each image's features are computed once and shared; all eval seeds go through th
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
 from torch.nn.functional import one_hot
 
 from noisebox.config import RunConfig, Sampling
-from noisebox.data.coco import CocoSplit
+from noisebox.data.coco import CocoSplit, Federated
 from noisebox.data.loader import evaluation_batches
 from noisebox.evaluation.detection import DetectionMetrics, coco_metrics
 from noisebox.evaluation.measuring import Asked, timed_pass
@@ -26,9 +28,9 @@ COUNTED = 100  # detections an image and class that COCO's metrics look at
 class Measurement:
     """What an evaluation gave.
 
-    `metrics` and `detections` are keyed by (eval seed, sampling); of the detections of an image and class only the
-    COUNTED best are kept, as no metric looks at more. `seconds_per_image` by sampling: the encoder's share of one image
-    plus one eval seed's share of the sampling.
+    `metrics` and `detections` are keyed by (eval seed, sampling); of the detections of an image those are kept that
+    metrics look at, see `counted` and `judged`. `seconds_per_image` by sampling: the encoder's share of one image plus
+    one eval seed's share of the sampling.
     """
 
     metrics: dict[tuple[int, Sampling], DetectionMetrics] = field(default_factory=dict)
@@ -46,7 +48,10 @@ def measure(
     def keep(batch: Batch, sampling: Sampling, by_seed: list[list[Detections]]) -> None:
         for seed, found in zip(asked[sampling], by_seed, strict=True):
             of_image = zip(batch.image_ids, found, strict=True)
-            measured.detections[seed, sampling].update({image: counted(each.cpu()) for image, each in of_image})
+            for image, each in of_image:
+                own = each.cpu()
+                kept = judged(own, split.federated, image) if split.federated else counted(own)
+                measured.detections[seed, sampling][image] = kept
 
     batches = evaluation_batches(split, config)
     measured.seconds_per_image = timed_pass(model, batches, config, asked, model.detect, keep, progress)
@@ -63,5 +68,15 @@ def counted(found: Detections) -> Detections:
     if len(found.scores) <= COUNTED:
         return found
     rank = one_hot(found.labels).cumsum(0).gather(1, found.labels[:, None])[:, 0]
-    kept = rank <= COUNTED
+    return _those(found, rank <= COUNTED)
+
+
+def judged(found: Detections, rules: Federated, image_id: int) -> Detections:
+    """Of an image's best detections those whose class the image was searched for, in falling order of score."""
+    best = _those(found, torch.arange(len(found.labels)) < rules.limit)
+    searched = torch.tensor(sorted(rules.judged[image_id]), dtype=best.labels.dtype)
+    return _those(best, torch.isin(best.labels, searched))
+
+
+def _those(found: Detections, kept: Tensor) -> Detections:
     return Detections(found.boxes_xyxy[kept], found.scores[kept], found.labels[kept])
