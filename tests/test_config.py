@@ -1,6 +1,7 @@
 """The configuration: precedence, lineages folded, and mistakes told in one sentence."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from noisebox.config import (
     Sampling,
     SolverConfig,
     load_experiment,
+    load_recipe,
     load_scale,
     resolve,
     teacher_of,
@@ -433,3 +435,55 @@ def test_a_file_is_read_as_it_is_now_whatever_was_done_with_what_it_said_before(
     assert read_yaml(file) == {"seeds": [1, 2]}
     file.write_text("seeds: [7, 2]")
     assert read_yaml(file) == {"seeds": [7, 2]}
+
+
+# Published: iterations, and at which the rate falls.
+SCHEDULES = {
+    "repro_10k": (10_000, []),
+    "coco_2017": (450_000, [350_000, 420_000]),
+    "lvis_v1": (270_000, [210_000, 250_000]),
+}
+BOX_DATASETS = [*SCHEDULES, "voc_2007", "voc_2012", "crowdhuman", "objects365", "visdrone"]
+OF_BOXES = [recipe for recipe in RECIPES if load_recipe(recipe, ROOT).family != "bev"]
+
+
+@pytest.mark.parametrize("dataset", BOX_DATASETS)
+def test_every_detection_recipe_resolves_on_every_dataset(dataset: str) -> None:
+    """At scale paper, and with no data on disk; a recipe that needs a parent as its smoke run takes it."""
+    for recipe in OF_BOXES:
+        config = resolve(recipe, 0, "paper", ROOT, smoke=True, overrides={"dataset": dataset})
+        assert config.dataset == dataset and (config.solver.max_iter or config.solver.epochs)
+        assert config.solver.decay_at == sorted(config.solver.decay_at)
+
+
+@pytest.mark.parametrize("dataset", SCHEDULES)
+def test_published_schedules(dataset: str) -> None:
+    solver = resolve("baseline", 0, "paper", ROOT, overrides={"dataset": dataset}).solver
+    assert (solver.batch_size, solver.lr, solver.warmup_iters) == (16, 2.5e-5, 1000)
+    falls = [round(share * solver.iterations, -3) for share in solver.decay_at]
+    assert (solver.iterations, falls) == SCHEDULES[dataset]
+
+
+def test_a_dataset_named_in_the_scale_is_as_one_named_on_the_command_line(params: Path) -> None:
+    typed = resolve("detr", 0, "paper", params, overrides={"dataset": "coco_2017"})
+    edit_yaml(params / "params/scales/paper.yaml", dataset="coco_2017")
+    assert resolve("detr", 0, "paper", params) == typed
+    assert (typed.solver.epochs, typed.solver.base_lr, typed.solver.batch_size) == (50, 1e-4, 4)
+    assert resolve("yolc", 0, "paper", params).dataset == "visdrone", "a family with a dataset of its own keeps it"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"coco": {}}, "datasets.coco is no dataset; did you mean 'coco_2017'?"),
+        ({"coco_2017": {"solvr": {}}}, "key 'datasets.coco_2017.solvr' does not exist; did you mean 'solver'?"),
+        ({"coco_2017": {"solver": {"max_itr": 1}}}, "key 'datasets.coco_2017.solver.max_itr' does not exist"),
+        ({"coco_2017": {"families": {"dtr": {}}}}, "datasets.coco_2017.families.dtr is no family"),
+        ({"coco_2017": {"dataset": "voc_2007"}}, "datasets.coco_2017.dataset: "),
+    ],
+)
+def test_mistakes_about_datasets_are_one_sentence(params: Path, changed: dict[str, Any], said: str) -> None:
+    edit_yaml(params / "params/scales/paper.yaml", datasets=changed)
+    with pytest.raises(UserError) as told:
+        load_scale("paper", params)
+    assert str(told.value).startswith(f"{params / 'params/scales/paper.yaml'}: ") and said in str(told.value)

@@ -15,6 +15,7 @@ EXPERIMENT = "params/experiment.yaml"
 DATA_MANIFEST = "data/detection.json"
 DATA_PIN = "data.dvc"
 REPORTS = "reports"
+TRIES = "tries"
 MANIFEST = "results_manifest.tsv"
 SEARCH_PLOTS = ("importance", "parallel", "history")
 RESULTS_MANIFEST = f"{REPORTS}/{MANIFEST}"
@@ -255,11 +256,24 @@ def work_folder(lineage: str, seed: int | str) -> str:
 
 def try_folder(lineage: str, which: str) -> str:
     """Where a training with options lies: other than params/ say, so it is none of the graph's."""
-    return f"tries/{lineage}/{which}"
+    return f"{TRIES}/{lineage}/{which}"
 
 
-def checkpoint(lineage: str, seed: int | str) -> str:
-    return f"{run_folder(lineage, seed)}/model_final.pth"
+def try_name(seed: int, scale: str | None = None, dataset: str | None = None) -> str:
+    """What a try of a lineage is called: by its seed, and by scale and dataset where these are not the experiment's."""
+    return "-".join(filter(None, [scale, dataset, f"seed{seed}"]))
+
+
+def try_manifest(dataset: str) -> str:
+    """What describes a dataset that tries alone are made on."""
+    return f"{TRIES}/data/{dataset}.json"
+
+
+def checkpoint(lineage: str, seed: int | str, scale: str | None = None, dataset: str | None = None) -> str:
+    """The weights of a run; of a try, where it is at another scale or on another dataset than the experiment."""
+    elsewhere = scale or dataset
+    folder = try_folder(lineage, try_name(int(seed), scale, dataset)) if elsewhere else run_folder(lineage, seed)
+    return f"{folder}/model_final.pth"
 
 
 def best_checkpoint(line: str) -> str:
@@ -278,6 +292,12 @@ def run_outputs(lineage: str, seed: int | str, line: str = "detection") -> list[
 
 def evaluation_folder(lineage: str, seed: int | str) -> str:
     return f"evals/{lineage}/seed{seed}"
+
+
+def evaluation_of(checkpoint: str, lineage: str, seed: int | str) -> str:
+    """Where the evaluation of a checkpoint lies: that of a try beside it."""
+    folder, _, _ = checkpoint.rpartition("/")
+    return f"{folder}/evaluation" if checkpoint.startswith(f"{TRIES}/") else evaluation_folder(lineage, seed)
 
 
 def evaluation_outputs(lineage: str, seed: int | str, section: str = "detection") -> list[str]:

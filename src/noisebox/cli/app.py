@@ -23,12 +23,31 @@ Lineage = Annotated[str, typer.Argument(help="Recipes joined by '+', such as bas
 Seed = Annotated[int, typer.Option(help="Train seed.", min=0)]
 
 
-def checkpoint_of(lineage: str, seed: int) -> Path:
-    """The checkpoint of a run that must be there."""
-    path = Path(graph.checkpoint(lineage, seed))
+Scale = Annotated[
+    str | None, typer.Option(help="A file of params/scales/, for one try.", show_default="the experiment's")
+]
+Dataset = Annotated[
+    str | None, typer.Option(help="A file of params/datasets/, for one try.", show_default="the scale's")
+]
+
+
+def checkpoint_of(lineage: str, seed: int, scale: str | None = None, dataset: str | None = None) -> Path:
+    """The checkpoint of a run, or of a try at this scale and on this dataset, that must be there."""
+    path = Path(graph.checkpoint(lineage, seed, scale, dataset))
     if not path.exists():
-        raise UserError(f"{path} does not exist; make it with: noisebox train {lineage} --seed {seed}")
+        given = {"--scale": scale, "--dataset": dataset}
+        options = "".join(f" {option} {value}" for option, value in given.items() if value)
+        raise UserError(f"{path} does not exist; make it with: noisebox train {lineage} --seed {seed}{options}")
     return path
+
+
+def prepare_try(dataset: str, family: str) -> None:
+    """See that the dataset of a try is described, which the graph's is already."""
+    from noisebox.data.catalog import prepare_for_try
+    from noisebox.progress import Progress
+
+    with Progress(f"data {dataset}") as progress:
+        prepare_for_try(dataset, graph.line_of(family), progress=progress.at)
 
 
 def say(line: str) -> None:

@@ -18,22 +18,28 @@ def data(
     lines: Annotated[
         list[str] | None, typer.Argument(help="detection, aerial, bev.", show_default="the experiment's")
     ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A file of params/datasets/, for tries, in place of all that.")
+    ] = None,
 ) -> None:
     """Make or check the datasets of the chosen scale."""
     from noisebox.config import load_experiment, load_scale
     from noisebox.data.catalog import pinned_hash_differs, prepare_dataset
     from noisebox.progress import Progress
 
+    if dataset and lines:
+        raise UserError(f"--dataset {dataset} stands in place of {' '.join(lines)}: give one or the other")
     experiment = load_experiment()
-    for line in lines or experiment.data:
-        with logged("data", line):
-            dataset = load_scale(experiment.scale).dataset_of(line)
-            with Progress(f"data {dataset}") as progress:
-                manifest = prepare_dataset(dataset, progress=progress.at, manifest_file=graph.data_manifest(line))
-            if warning := pinned_hash_differs(dataset):
+    for subject in [dataset] if dataset else lines or experiment.data:
+        with logged("data", subject):
+            name = dataset or load_scale(experiment.scale).dataset_of(subject)
+            file = graph.try_manifest(name) if dataset else graph.data_manifest(subject)
+            with Progress(f"data {name}") as progress:
+                manifest = prepare_dataset(name, progress=progress.at, manifest_file=file)
+            if warning := pinned_hash_differs(name):
                 say(f"warning: {warning}")
             counts = ", ".join(f"{split} {facts['images']} images" for split, facts in manifest["splits"].items())
-            say(f"{dataset}: {counts}; data hash {manifest['hash'][:12]}")
+            say(f"{name}: {counts}; data hash {manifest['hash'][:12]}")
 
 
 @check_app.command("nuscenes")

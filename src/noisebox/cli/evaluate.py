@@ -6,24 +6,27 @@ from typing import Annotated
 import typer
 
 from noisebox import graph
-from noisebox.cli.app import Lineage, Seed, app, checkpoint_of, logged, say
+from noisebox.cli.app import Dataset, Lineage, Scale, Seed, app, checkpoint_of, logged, say
 from noisebox.errors import UserError
 
 
 @app.command()
-def evaluate(lineage: Lineage, seed: Seed = 0) -> None:
-    """Evaluate a checkpoint: all that the protocols ask of its lineage."""
+def evaluate(lineage: Lineage, seed: Seed = 0, scale: Scale = None, dataset: Dataset = None) -> None:
+    """Evaluate a checkpoint: all that the protocols ask of its lineage.
+
+    With --scale or --dataset, that of the try of the same options; what comes of it lies in evaluation/ beside it.
+    """
     from noisebox.config import load_experiment
 
-    with logged("evaluate", lineage, f"seed{seed}"):
+    with logged("evaluate", lineage, graph.try_name(seed, scale, dataset)):
         experiment = load_experiment()
-        path = checkpoint_of(graph.Lineage.parse(lineage).name, seed)
+        path = checkpoint_of(graph.Lineage.parse(lineage).name, seed, scale, dataset)
 
         from noisebox.tasks import evaluate_run
         from noisebox.training.checkpoint import load_model
 
         model, config, checkpoint = load_model(path)
-        if config.scale != experiment.scale:
+        if config.scale != (scale or experiment.scale):
             raise UserError(
                 f"{path} was trained at scale {config.scale!r}, but {graph.EXPERIMENT} now says {experiment.scale!r}: "
                 f"train it again with: noisebox train {lineage} --seed {seed}"

@@ -1,33 +1,48 @@
 """Verbs that train one recipe or lineage: smoke, train, overfit."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from noisebox import graph
-from noisebox.cli.app import Lineage, Seed, app, checkpoint_of, logged, say
+from noisebox.cli.app import Dataset, Lineage, Scale, Seed, app, checkpoint_of, logged, prepare_try, say
 
 
 @app.command()
-def smoke(recipe: Annotated[str, typer.Argument(help="A file of params/recipes/.", show_default=False)]) -> None:
-    """Train a recipe for a few iterations and check it."""
+def smoke(
+    recipe: Annotated[str, typer.Argument(help="A file of params/recipes/.", show_default=False)],
+    scale: Scale = None,
+    dataset: Dataset = None,
+) -> None:
+    """Train a recipe for a few iterations and check it.
+
+    With --scale or --dataset it is none of the graph's, and its table goes to tries/.
+    """
     from noisebox.config import load_experiment, resolve, smoke_config
     from noisebox.tasks import open_task
 
-    with logged("smoke", recipe):
-        config = smoke_config(resolve(recipe, 0, load_experiment().scale, smoke=True))
+    elsewhere = graph.try_name(0, scale, dataset) if scale or dataset else None
+    out = Path(graph.try_folder(recipe, elsewhere)) / "smoke.tsv" if elsewhere else Path(graph.smoke_tsv(recipe))
+    with logged("smoke", recipe, *([elsewhere] if elsewhere else [])):
+        named = {"dataset": dataset} if dataset else {}
+        config = smoke_config(resolve(recipe, 0, scale or load_experiment().scale, smoke=True, overrides=named))
+        if elsewhere:
+            prepare_try(config.dataset, config.family)
         task = open_task(config)
 
         from noisebox.training.smoke import smoke as run_smoke
 
-        run_smoke(config, Path(graph.smoke_tsv(recipe)), task.classes, task.batch(0))
+        run_smoke(config, out, task.classes, task.batch(0))
 
 
 @app.command()
 def train(
     lineage: Lineage,
     seed: Seed = 0,
+    scale: Scale = None,
+    dataset: Dataset = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
     iters: Annotated[int | None, typer.Option(help="Iterations.", min=1)] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the images, in place of iterations.")] = None,
@@ -53,7 +68,10 @@ def train(
     """Train a lineage with one seed, or go on with a killed run.
 
     Options stand over what params/ say. A training with any is none of the
-    graph's, so it goes to tries/<lineage>/seed<k>/.
+    graph's, so it goes to tries/<lineage>/seed<k>/. With --scale or --dataset
+    that is tries/<lineage>/<scale>-<dataset>-seed<k>/, its parent and teacher
+    are tries of the same scale and dataset, and the dataset is checked first
+    if it was not yet.
 
     A killed training is gone on with. Where something changed meanwhile that
     its result depends on, it is refused: --if-changed resume goes on with
@@ -73,19 +91,22 @@ def train(
         "image.resize_schedule": resize_schedule,
     }  # fmt: skip
     typed = [f"{key}={value}" for key, value in named.items() if value is not None]
-    overrides = overrides_of([*typed, *(settings or [])])
-    which = f"seed{seed}"
-    folder = graph.try_folder(lineage, which) if overrides else graph.run_folder(lineage, seed)
+    overrides = overrides_of([*typed, *(settings or [])]) | ({"dataset": dataset} if dataset else {})
+    which = graph.try_name(seed, scale, dataset)
+    tried = bool(overrides or scale)
+    folder = graph.try_folder(lineage, which) if tried else graph.run_folder(lineage, seed)
     run = output_dir or Path(folder)
-    with logged("try" if overrides else "train", lineage, which):
-        config = resolve(lineage, seed, load_experiment().scale, overrides=overrides)
-        if overrides or output_dir:
+    with logged("try" if tried else "train", lineage, which):
+        config = resolve(lineage, seed, scale or load_experiment().scale, overrides=overrides)
+        if tried or output_dir:
             said = ", ".join(f"{key} {value}" for key, value in overrides.items())
             say(f"{lineage} {which} goes to {run}{', with ' if said else ''}{said}")
         parent = graph.Lineage.parse(lineage).parent
-        start = checkpoint_of(parent.name, seed) if parent else None
-        mentor = teacher_of(lineage, seed)
+        start = checkpoint_of(parent.name, seed, scale, dataset) if parent else None
+        mentor = teacher_of(lineage, seed, place=partial(graph.checkpoint, scale=scale, dataset=dataset))
         teacher = Path(mentor) if mentor else None
+        if tried:
+            prepare_try(config.dataset, config.family)
         task = open_task(config)
         if config.solver.batch_size == AUTO:
             from noisebox.training.batch_size import with_largest_batch

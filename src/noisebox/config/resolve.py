@@ -6,7 +6,7 @@ this stage trains, and its `finetune:` section counts only where the recipe has 
 keys such as `solver.base_lr`, over all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,21 @@ def load_scale(name: str, root: Path = Path()) -> ScaleConfig:
     """Read and check `params/scales/<name>.yaml`."""
     path = root / graph.scale_file(name)
     if not path.exists():
-        raise UserError(f"{graph.EXPERIMENT}: scale {name!r} is unknown; {which_exist(path)}")
+        raise UserError(f"scale {name!r} is unknown; {which_exist(path)}")
     scale = check_section(ScaleConfig, read_yaml(path), path)
     for name in scale.models:
         if name not in SECTIONS and not (root / graph.recipe_file(name)).exists():
             raise UserError(f"{path}: models.{name} is no recipe and no family; families are: {', '.join(SECTIONS)}")
-    for family, other in scale.families.items():
-        if family not in SECTIONS:
-            raise UserError(f"{path}: families.{family} is no family; these are: {', '.join(SECTIONS)}")
-        check_section(ScaleConfig, {"dataset": scale.dataset, **other}, path, f"families.{family}")
+    _check_families(scale.families, scale, path, "families")
+    for name, other in scale.datasets.items():
+        within = f"datasets.{name}"
+        if not (root / graph.dataset_file(name)).exists():
+            raise UserError(f"{path}: {within} is no dataset; {which_exist(root / graph.dataset_file(name))}")
+        if "dataset" in other:
+            raise UserError(f"{path}: {within}.dataset: what is under {within} is of that dataset; take the key out")
+        general = {key: value for key, value in other.items() if key != "families"}
+        _check_families({"": general}, scale, path, within)
+        _check_families(other.get("families", {}), scale, path, f"{within}.families")
     for family in SECTIONS:
         line, own = graph.line_of(family), scale.of(family).dataset
         if own != scale.dataset_of(line):
@@ -67,6 +73,17 @@ def load_scale(name: str, root: Path = Path()) -> ScaleConfig:
     for lineage in scale.lengths:
         _named(lineage, path, "lengths", root)
     return scale
+
+
+def _check_families(others: dict[str, Any], scale: ScaleConfig, path: Path, within: str) -> None:
+    """Check what a scale says of families, by their names, under the key `within`; of none in particular under ""."""
+    for family, other in others.items():
+        where = f"{within}.{family}" if family else within
+        if family and family not in SECTIONS:
+            raise UserError(f"{path}: {where} is no family; these are: {', '.join(SECTIONS)}")
+        check_section(ScaleConfig, {"dataset": scale.dataset, **other}, path, where)
+        for key in ("solver", "finetune"):
+            check_section(SolverConfig, other.get(key, {}), path, f"{where}.{key}")
 
 
 def load_recipe(name: str, root: Path = Path()) -> RecipeConfig:
@@ -96,8 +113,8 @@ def resolve(
     """
     others = _nested(overrides or {})
     lineage = _parsed(lineage)
-    scale = load_scale(scale_name, root)
     recipes = _recipes(lineage, root)
+    scale = load_scale(scale_name, root).of(recipes[-1].family, _dataset(others, root))
     if not smoke:
         recipes = [_at_its_best(recipe, root) for recipe in recipes]
     last, path = recipes[-1], root / graph.recipe_file(lineage.recipe)
@@ -115,7 +132,7 @@ def resolve(
         check_section(sections.loss, loss, recipe_path, "loss")
         if part != last.family:
             model = _sized(model, scale, part, sections, scale_path)
-    sized = _as_asked(scale.of(last.family), last, others, path)
+    sized = _as_asked(scale, last, others, path)
     solver = _solver(sized, last, lineage, path, scale_path, others.get("solver", {}))
     return RunConfig(
         lineage=lineage.name,
@@ -137,8 +154,14 @@ def resolve(
     )
 
 
-def teacher_of(lineage: graph.Lineage | str, seed: int, root: Path = Path()) -> str | None:
-    """The checkpoint that a run learns from, below `root`; None where its last recipe distils nothing.
+def teacher_of(
+    lineage: graph.Lineage | str,
+    seed: int,
+    root: Path = Path(),
+    place: Callable[[str, int], str] = graph.checkpoint,
+) -> str | None:
+    """The checkpoint that a run learns from, below `root`; None where its last recipe distils nothing. Those of
+    lineages and seeds lie where `place` says.
 
     Raises UserError when there is nobody to learn from, or nobody of that name or family.
     """
@@ -160,7 +183,15 @@ def teacher_of(lineage: graph.Lineage | str, seed: int, root: Path = Path()) -> 
     family = load_recipe(teacher.recipe, root).family
     if family != recipe.family:
         raise UserError(f"{path}: distill.teacher: {teacher.name!r} is {family}, the student is {recipe.family}")
-    return graph.checkpoint(teacher.name, seed if distill.teacher_seed is None else distill.teacher_seed)
+    return place(teacher.name, seed if distill.teacher_seed is None else distill.teacher_seed)
+
+
+def _dataset(others: dict[str, Any], root: Path) -> str | None:
+    """The dataset that overrides name; raises UserError when there is none of that name."""
+    name = others.get("dataset")
+    if isinstance(name, str) and not (root / graph.dataset_file(name)).exists():
+        raise UserError(f"override 'dataset': there is no {name!r}; {which_exist(root / graph.dataset_file(name))}")
+    return name
 
 
 def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,7 +143,8 @@ class ScaleConfig(Section):
     `finetune` changes `solver` for stages that have a parent, the iterations that their `length` multiplies included.
     `lengths` gives single lineages another length than their recipe does. `models` sizes each family's model, or a
     single recipe's by its name; `losses` weighs a family's loss, where its dataset asks for it; `families` says what
-    else is other for a family, such as its dataset: any of the keys above `lengths`.
+    else is other for a family, such as its dataset: any of the keys above `lengths`. `datasets` says what is other
+    again where such a dataset is trained on: any key, and under `families` of its own what is so for a family.
     """
 
     dataset: str
@@ -161,6 +162,7 @@ class ScaleConfig(Section):
     models: dict[str, dict[str, Any]] = {}
     losses: dict[str, dict[str, Any]] = {}
     families: dict[str, dict[str, Any]] = {}
+    datasets: dict[str, dict[str, Any]] = {}
 
     @model_validator(mode="after")
     def _half_precision_needs_gpu(self) -> "ScaleConfig":
@@ -173,9 +175,19 @@ class ScaleConfig(Section):
         families = [family for family in graph.SECTION_OF if graph.line_of(family) == line]
         return self.of(families[0]).dataset
 
-    def of(self, family: str) -> "ScaleConfig":
-        """The scale as a family has it."""
-        own, other = self.model_dump(), self.families.get(family, {})
+    def of(self, family: str, dataset: str | None = None) -> "ScaleConfig":
+        """The scale as a family has it, on its own dataset or on another one."""
+        own = self.over(self.families.get(family, {}))
+        if dataset:
+            own = own.over({"dataset": dataset})
+        other = self.datasets.get(own.dataset, {})
+        return own.over({key: other[key] for key in other if key != "families"}).over(
+            other.get("families", {}).get(family, {})
+        )
+
+    def over(self, other: dict[str, Any]) -> "ScaleConfig":
+        """The scale with the keys of `other` in place of its own."""
+        own = self.model_dump()
         solvers = {key: solver_over(own[key], other.get(key, {})) for key in ("solver", "finetune")}
         return type(self)(**{**merged(own, other), **solvers})
 

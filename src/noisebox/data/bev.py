@@ -86,6 +86,8 @@ class BevView(Dataset):
     """What is taken of a nuScenes root: `cameras`, stretched to `size` (height, width); and of the lidar the returns
     from `min_depth` up to `max_depth` metres, as depth ground truth of that size."""
 
+    lines = ("bev",)
+
     cameras: Annotated[list[str], Field(min_length=1)] = ["CAM_FRONT"]
     size: tuple[Positive, Positive] = (600, 800)
     min_depth: AboveZero = 1.0
@@ -128,9 +130,9 @@ class BevView(Dataset):
             described[key] = {**facts, "sha256": content.hexdigest()}
         return {"classes": list(self.names), "splits": described}
 
-    def check_unchanged(self, opened: BevSplit, facts: dict[str, Any]) -> None:
-        if _frames_sha256(opened) != facts["frames_sha256"]:
-            raise UserError(f"the tables of {opened.name} have changed since; run `noisebox data` first")
+    def changed(self, opened: BevSplit, facts: dict[str, Any]) -> str | None:
+        same = _frames_sha256(opened) == facts["frames_sha256"]
+        return None if same else f"the tables of {opened.name} have changed since"
 
 
 class NuScenesDataset(BevView):

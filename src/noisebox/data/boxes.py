@@ -27,6 +27,8 @@ READERS = 8  # threads that read and decode images; reading waits on the disk, d
 class BoxDataset(Dataset):
     """What the kinds below have in common."""
 
+    lines = ("detection", "aerial")
+
     @abstractmethod
     def open(self, name: str, split: str, root: Path) -> CocoSplit: ...
 
@@ -37,9 +39,9 @@ class BoxDataset(Dataset):
         splits = {key: _describe_split(split, digests) for key, split in zip(SPLITS, (train, val), strict=True)}
         return {"classes": list(train.classes), "splits": splits}
 
-    def check_unchanged(self, opened: CocoSplit, facts: dict[str, Any]) -> None:
-        if _annotations_sha256(opened) != facts["annotations_sha256"]:
-            raise UserError(f"{opened.annotation_file} has changed since; run `noisebox data` first")
+    def changed(self, opened: CocoSplit, facts: dict[str, Any]) -> str | None:
+        same = _annotations_sha256(opened) == facts["annotations_sha256"]
+        return None if same else f"{opened.annotation_file} has changed since"
 
 
 def check_classes_agree(train: CocoSplit, val: CocoSplit, definition: Path) -> None:

@@ -2,7 +2,7 @@
 
 There is one manifest for each line of research (graph.data_manifest). It says which dataset that is and hashes all of
 its content. Whatever trains or evaluates opens its splits here, and is refused when the manifest speaks of something
-else.
+else. A dataset that tries alone are made on has a manifest beside them (graph.try_manifest).
 """
 
 import hashlib
@@ -109,8 +109,40 @@ def open_split(name: str, split: str, root: Path = Path(), manifest_file: str = 
                 "(another platform or version draws other bytes); run `noisebox data` to go on with the new images"
             )
     opened = definition.open(name, split, root)
-    definition.check_unchanged(opened, manifest["splits"][split])
+    if complaint := definition.changed(opened, manifest["splits"][split]):
+        of_tries = manifest_file == graph.try_manifest(name)
+        raise UserError(f"{complaint}; run `noisebox data{f' --dataset {name}' if of_tries else ''}` first")
     return opened
+
+
+def manifest_of(name: str, line: str, root: Path = Path()) -> str:
+    """The manifest that describes a dataset: its line's; or where that speaks of another, the one that tries made."""
+    of_line, of_tries = graph.data_manifest(line), graph.try_manifest(name)
+    return of_tries if not _describes(of_line, name, root) and (root / of_tries).exists() else of_line
+
+
+def prepare_for_try(name: str, line: str, root: Path = Path(), progress: Progress | None = None) -> None:
+    """See that a dataset is described, as it is defined now; where it is not, do as `noisebox data` does, and leave the
+    manifest of its line to the graph.
+
+    Raises UserError where it is none that the line can train on.
+    """
+    lines = load_dataset(name, root).lines
+    if line not in lines:
+        raise UserError(
+            f"dataset {name!r} is one of line {' and '.join(lines)}, and nothing of line {line} can be trained on it"
+        )
+    if not _describes(manifest_of(name, line, root), name, root):
+        prepare_dataset(name, root, progress, graph.try_manifest(name))
+
+
+def _describes(manifest_file: str, name: str, root: Path) -> bool:
+    definition = load_dataset(name, root).model_dump(mode="json")
+    try:
+        manifest = read_manifest(root, manifest_file)
+    except UserError:
+        return False
+    return (manifest["dataset"], manifest["definition"]) == (name, definition)
 
 
 def pinned_hash_differs(name: str, root: Path = Path()) -> str | None:

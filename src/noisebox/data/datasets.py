@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from noisebox import graph
 from noisebox.config.section import Section
@@ -15,7 +15,9 @@ Progress = Callable[[int, int], None]
 
 
 class Dataset(Section, ABC):
-    """A file of `params/datasets/`."""
+    """A file of `params/datasets/`; `lines` are those of research that can train on it."""
+
+    lines: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def open(self, name: str, split: str, root: Path) -> Any:
@@ -26,8 +28,8 @@ class Dataset(Section, ABC):
         """`classes` and by split what it holds, hashed, after all of it was checked, every image included."""
 
     @abstractmethod
-    def check_unchanged(self, opened: Any, facts: dict[str, Any]) -> None:
-        """Raises UserError when a split's annotations are not those that `describe` told as `facts`."""
+    def changed(self, opened: Any, facts: dict[str, Any]) -> str | None:
+        """What to say where a split's annotations are not those that `describe` told as `facts`."""
 
 
 class EmbeddedDataset(Dataset):

@@ -31,8 +31,8 @@ def evaluate_run(
     """What `noisebox evaluate` does: all that the experiment asks of the lineage."""
     config, line = task.config, experiment.aerial
     evaluate(model, config, checkpoint, line.asked(), line.pictures, task.val, classes)
-    path = Path(graph.evaluation_folder(config.lineage, config.seed)) / "looks.npz"
-    write_looks(path, model, config, task.val, task.val.images[: line.pictures], crops=any(line.crops))
+    folder = Path(graph.evaluation_of(checkpoint.as_posix(), config.lineage, config.seed))
+    write_looks(folder / "looks.npz", model, config, task.val, task.val.images[: line.pictures], crops=any(line.crops))
 
 
 def write_looks(

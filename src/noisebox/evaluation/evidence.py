@@ -65,7 +65,7 @@ def write_evidence(
 ) -> Path:
     """Write what every evaluation has: results.tsv, whose `rows` are told the checkpoint that they stand on, speed.tsv,
     the run's curve and provenance. Returns the folder."""
-    folder = Path(graph.evaluation_folder(config.lineage, config.seed))
+    folder = Path(graph.evaluation_of(checkpoint.as_posix(), config.lineage, config.seed))
     evidence = {"ckpt": checkpoint.as_posix(), "ckpt_sha256": sha256(checkpoint)}
     write_tsv(folder / "results.tsv", rows(evidence))
     write_tsv(folder / "speed.tsv", speed_rows(config, asked, seconds_per_image, evidence))

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from noisebox import graph
 from noisebox.config import RunConfig, Sampling
 from noisebox.data.boxes import READERS
-from noisebox.data.catalog import open_split
+from noisebox.data.catalog import manifest_of, open_split
 from noisebox.data.coco import EXIF_ORIENTATION, CocoSplit, ImageRecord, decode_image
 from noisebox.errors import UserError
 from noisebox.evaluation.aerial import write_looks
@@ -115,7 +116,9 @@ def image_files(place: Path) -> list[Path]:
 def image_ids(files: Sequence[Path], config: RunConfig) -> list[int]:
     """The id of each image: that of the validation split, given once, or else one made of the file's name."""
     try:
-        known = {os.path.realpath(image.path): image.id for image in open_split(config.dataset, "val").images}
+        manifest = manifest_of(config.dataset, graph.line_of(config.family))
+        split = open_split(config.dataset, "val", manifest_file=manifest)
+        known = {os.path.realpath(image.path): image.id for image in split.images}
     except UserError:  # the dataset of the checkpoint is not here
         known = {}
     return [known.pop(os.path.realpath(file), _id_of_name(file.name)) for file in files]

@@ -130,7 +130,7 @@ def evaluate_run(
     process evaluates the same run.
     """
     task = open_task(config)
-    folder = Path(graph.evaluation_folder(config.lineage, config.seed))
+    folder = Path(graph.evaluation_of(checkpoint.as_posix(), config.lineage, config.seed))
     with only_here(folder / "lock", f"{folder} is being made"):
         clear_unfinished(folder)
         import_module(EVALUATIONS[config.family]).evaluate_run(model, task, checkpoint, experiment, classes)

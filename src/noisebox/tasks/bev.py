@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from noisebox import graph
 from noisebox.config import RunConfig, Sampling
-from noisebox.data.catalog import open_split, read_manifest
+from noisebox.data.catalog import manifest_of, open_split, read_manifest
 from noisebox.tasks import settled, trained_on
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ class BevTask:
     )
 
     def __init__(self, config: RunConfig) -> None:
-        manifest = graph.data_manifest("bev")
+        manifest = manifest_of(config.dataset, "bev")
         train, val = (open_split(config.dataset, split, manifest_file=manifest) for split in ("train", "val"))
         self.train = trained_on(train, config)
         self.val = self.train if config.solver.overfit else val

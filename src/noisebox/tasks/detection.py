@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisebox import graph
 from noisebox.config import RunConfig, Sampling
-from noisebox.data.catalog import open_split, read_manifest
+from noisebox.data.catalog import manifest_of, open_split, read_manifest
 from noisebox.tasks import settled, trained_on
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class DetectionTask:
     )
 
     def __init__(self, config: RunConfig) -> None:
-        manifest = graph.data_manifest(graph.line_of(config.family))
+        manifest = manifest_of(config.dataset, graph.line_of(config.family))
         train, val = (open_split(config.dataset, split, manifest_file=manifest) for split in ("train", "val"))
         self.train = trained_on(train, config)
         self.val = self.train if config.solver.overfit else val
