@@ -9,8 +9,9 @@ import pytest
 from nuscenes_root import VERSION, edit, table_file, write_root
 from PIL import Image
 
+from noisebox.data.findings import Finding
 from noisebox.data.nuscenes import read_nuscenes
-from noisebox.data.nuscenes_check import Finding, check_nuscenes
+from noisebox.data.nuscenes_check import check_nuscenes
 
 pytest_plugins = ("reported_fixtures",)
 

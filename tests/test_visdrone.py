@@ -95,7 +95,7 @@ def read(folder: Path, rows: dict[str, list[Row]] = MINIATURE, classes: list[str
 def test_the_text_form_becomes_records(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         split = read(tmp_path)
-    assert caplog.messages == [f"{tmp_path / 'annotations'}: left out 2 boxes without area, or outside their images"]
+    assert caplog.messages == [f"{tmp_path / 'annotations'}: boxes left out, without area or outside their images: 2"]
     assert (split.classes, split.category_ids) == (CLASSES, tuple(range(1, 11)))
     first, second, empty = split.images
     assert (first.id, first.file_name, first.width, first.height) == (1, "0000001_02999_d_0000005.jpg", WIDTH, HEIGHT)

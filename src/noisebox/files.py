@@ -195,14 +195,18 @@ VARIABLE = re.compile(r"\$(\w+|\{\w+\})", re.ASCII)
 DATASETS = ("NOISEBOX_DATASETS", "DETECTRON2_DATASETS")  # environment variables, the first that is set counts
 
 
+def datasets_folder() -> tuple[str | None, str]:
+    """Where published datasets lie, with the environment variable that says so; `datasets` where none does."""
+    return next(((name, value) for name in DATASETS if (value := os.environ.get(name))), (None, "datasets"))
+
+
 def expanded(path: str, root: Path) -> Path:
     """A path that a user wrote: it counts from `root`, and `~` and `$NAME` stand for what they name.
 
     `$NOISEBOX_DATASETS` stands for the folder of datasets whether it is set or not: where it is not, for Detectron2's,
     and where that is not set either, for `datasets` below `root`. Raises UserError where another variable is not set.
     """
-    folder = next((value for name in DATASETS if (value := os.environ.get(name))), "datasets")
-    known = {**os.environ, DATASETS[0]: folder}
+    known = {**os.environ, DATASETS[0]: datasets_folder()[1]}
 
     def value_of(found: re.Match[str]) -> str:
         name = found[1].strip("{}")

@@ -6,12 +6,12 @@ lives in the module of its topic, and is added to the application when that is i
 
 import sys
 
-from noisebox.cli import bench, data, evaluate, project, report, search, train
+from noisebox.cli import bench, check, data, evaluate, project, report, search, train
 from noisebox.cli.app import app
 from noisebox.errors import UserError
 from noisebox.interrupt import Interrupted, listen
 
-__all__ = ["app", "bench", "data", "evaluate", "main", "project", "report", "search", "train"]
+__all__ = ["app", "bench", "check", "data", "evaluate", "main", "project", "report", "search", "train"]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Verbs that make and check data: data, check, depth-gt."""
+"""Verbs that make data: data, depth-gt."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +8,6 @@ import typer
 from noisebox import graph
 from noisebox.cli.app import app, logged, say
 from noisebox.errors import UserError
-
-check_app = typer.Typer(no_args_is_help=True, help="Check a user's own dataset.")
-app.add_typer(check_app, name="check")
 
 
 @app.command()
@@ -40,42 +37,6 @@ def data(
                 say(f"warning: {warning}")
             counts = ", ".join(f"{split} {facts['images']} images" for split, facts in manifest["splits"].items())
             say(f"{name}: {counts}; data hash {manifest['hash'][:12]}")
-
-
-@check_app.command("nuscenes")
-def check_nuscenes(
-    root: Annotated[Path, typer.Argument(help="The folder that holds samples/ and v1.0-...", show_default=False)],
-    more_cameras: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
-    version: Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval.", show_default="the only one")] = None,
-    cameras: Annotated[str, typer.Option(help="Channels: --cameras CAM_FRONT CAM_BACK.")] = "CAM_FRONT",
-    classes: Annotated[
-        int | None, typer.Option(help="Labels are 0 to classes - 1, or 255.", min=1, max=255, show_default="any")
-    ] = None,
-    label_size: Annotated[tuple[int, int], typer.Option(help="Height and width of a label map.")] = (98, 100),
-) -> None:
-    """Check a nuScenes root: tables, files, labels.
-
-    Prints a table of findings. Exit code 2 when a training would fail.
-    """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from noisebox.data.nuscenes_check import check_nuscenes as run_check
-
-    findings = run_check(root, version, list(dict.fromkeys([cameras, *(more_cameras or [])])), classes, label_size)
-    colours = {"error": "bold red", "warning": "yellow", "ok": "green"}
-    shown = Table()
-    for title in ("", "where", "what", "what would fit"):
-        shown.add_column(title, overflow="fold")
-    for finding in findings:
-        texts = (Text(text) for text in (finding.where, finding.what, finding.fits))
-        shown.add_row(Text(finding.severity, colours[finding.severity]), *texts)
-    Console().print(shown)
-    if errors := sum(finding.severity == "error" for finding in findings):
-        raise UserError(
-            f"a training on {root} would fail: {errors} error{'s' if errors > 1 else ''} in the table above"
-        )
 
 
 @app.command(name="depth-gt")

@@ -121,10 +121,10 @@ class UserDataset(BoxDataset):
         return classes
 
     def open(self, name: str, split: str, root: Path) -> CocoSplit:
-        missing = self.missing(name, split, root)
-        if missing:
-            raise UserError(missing[0][1])
-        return self.read(f"{name}/{split}", self.paths(name, split, root))
+        paths = self.paths(name, split, root)
+        for key, wanted in self.missing(name, split, root).items():
+            raise UserError(f"{root / graph.dataset_file(name)}: {split}.{key}: there is no {wanted} {paths[key]}")
+        return self.read(f"{name}/{split}", paths)
 
     def paths(self, name: str, split: str, root: Path) -> dict[str, Path]:
         """The files and folders of a split by key; raises UserError where a variable in one is not set."""
@@ -133,15 +133,17 @@ class UserDataset(BoxDataset):
         except UserError as error:
             raise UserError(f"{root / graph.dataset_file(name)}: {split}: {error}") from None
 
-    def missing(self, name: str, split: str, root: Path) -> list[tuple[Path, str]]:
-        """The files and folders of a split that are not there, each with a sentence."""
-        files, told = getattr(self, split), []
+    def missing(self, name: str, split: str, root: Path) -> dict[str, str]:
+        """What of a split is not there, by key: a file or a folder."""
+        folders, missing = getattr(self, split).folders, {}
         for key, path in self.paths(name, split, root).items():
-            either = self.kind == "visdrone" and key == "annotations"
-            wanted = "file or folder" if either else "folder" if key in files.folders else "file"
-            if not (path.exists() if either else path.is_dir() if key in files.folders else path.is_file()):
-                told.append((path, f"{root / graph.dataset_file(name)}: {split}.{key}: there is no {wanted} {path}"))
-        return told
+            if self.kind == "visdrone" and key == "annotations":
+                wanted, there = "file or folder", path.exists()
+            else:
+                wanted, there = ("folder", path.is_dir()) if key in folders else ("file", path.is_file())
+            if not there:
+                missing[key] = wanted
+        return missing
 
     def read(self, name: str, paths: dict[str, Path]) -> CocoSplit:
         """A split whose files are there."""

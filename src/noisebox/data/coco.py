@@ -483,7 +483,7 @@ def clipped_xyxy(xywh: NDArray[np.float64], sizes_wh: NDArray[np.int64]) -> NDAr
 def tell_left_out(count: int, annotations: Path) -> None:
     """Log how many boxes were left out because there is nothing of their image in them."""
     if count:
-        logger.warning("%s: left out %d boxes without area, or outside their images", annotations, count)
+        logger.warning("%s: boxes left out, without area or outside their images: %d", annotations, count)
 
 
 def _boxes(

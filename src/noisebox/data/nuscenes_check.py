@@ -4,14 +4,13 @@ What a training reads is judged by the code that it reads it with: an error here
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from noisebox.data.findings import Finding, Severity, finding_of
 from noisebox.data.nuscenes import SPLITS_FILE, Frame, check_image, check_sweep, read_nuscenes, versions
 from noisebox.data.nuscenes_tables import Table, missing
 from noisebox.errors import UserError
@@ -55,22 +54,11 @@ MAY_BE_EMPTY = ("prev", "next", "visibility_token")
 SPLITS = ("train", "val")
 IGNORED = 255  # the label of a cell that does not count
 UNPACK = "unpack the archive again"
-Severity = Literal["error", "warning", "ok"]
 LAYOUT: tuple[tuple[str, tuple[str, ...], str, Severity], ...] = (
     ("img_dir/{split}", (".jpg", ".jpeg", ".png"), "image", "warning"),
     ("ann_bev_dir/{split}", (".png",), "label", "error"),
     ("ann_bev_dir/{split}_depth", (".npz",), "depth", "warning"),
 )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """An `error` would stop a training, a `warning` may be meant so, and `ok` was looked at and is in order."""
-
-    severity: Severity
-    where: str
-    what: str
-    fits: str = ""
 
 
 def check_nuscenes(
@@ -86,7 +74,7 @@ def check_nuscenes(
     and (height, width) `label_hw`.
     """
     if not root.is_dir():
-        return [_finding("error", str(root), missing(root), "the folder that holds samples/")]
+        return [finding_of("error", str(root), missing(root), "the folder that holds samples/")]
     found = versions(root)
     if version is None and len(found) != 1:
         has = f"has {', '.join(found)}" if found else "has no folder of tables, such as v1.0-mini"
@@ -95,7 +83,7 @@ def check_nuscenes(
     try:
         dataset = read_nuscenes(root, version or found[0], cameras)
     except UserError as error:
-        told = _finding("error", version or found[0], _short(error, root), UNPACK)
+        told = finding_of("error", version or found[0], _short(error, root), UNPACK)
         known = any((each.severity, each.what) == ("error", told.what) for each in findings)
         return findings if known else [*findings, told]
     for split in SPLITS:
@@ -108,12 +96,6 @@ def check_nuscenes(
         findings += _layout(root, split, frames)
         findings += _labels(root, split, frames, classes, label_hw)
     return findings
-
-
-def _finding(severity: Severity, where: str, complaint: str, otherwise: str) -> Finding:
-    """A complaint that itself says what would fit, after a semicolon, or else `otherwise`."""
-    what, _, fits = complaint.partition("; ")
-    return Finding(severity, where, what, fits or otherwise)
 
 
 def _short(complaint: UserError | str, root: Path) -> str:
@@ -187,7 +169,7 @@ def _layout(root: Path, split: str, frames: Sequence[Frame]) -> Iterator[Finding
         if not place.is_dir():
             if kind != "depth":
                 fits = f"a folder of {kind}s, one per frame, named like the image"
-                yield _finding(severity, where, _short(missing(place), root), fits)
+                yield finding_of(severity, where, _short(missing(place), root), fits)
             continue
         held = {file.stem for file in place.iterdir() if file.suffix.lower() in suffixes}
         counted = f"{kind} files: {len(held)}, frames: {len(wanted)}"
