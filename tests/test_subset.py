@@ -5,15 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from coco_files import content, write
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from noisebox.config import resolve
 from noisebox.config.families import SECTIONS
+from noisebox.data.coco import read_split
 from noisebox.errors import UserError
-from noisebox.tasks import Task, open_task, trained_on
+from noisebox.tasks import Task, open_task, repeated, trained_on
 
 RECIPES = {"diffusiondet": "baseline", "detr": "detr", "yolc": "yolc", "bev": "lss"}
 
@@ -80,3 +83,37 @@ def test_every_familys_task_trains_on_the_subset(family: str, datasets: Path, mo
 def images_of(batches: Iterable[Any]) -> list[bytes]:
     """Every image of some batches, in order."""
     return [image.numpy().tobytes() for batch in batches for image in batch.images]
+
+
+def test_an_image_with_a_rare_class_is_repeated(tmp_path: Path) -> None:
+    """Of ten images nine have a dog, four of them a cat too, the last one nothing: with t = 0.5, r of a cat's image is
+    the square root of 0.5 / 0.4; a crowd of cows makes no cow."""
+    coco = content(10)
+    boxes = [(k, 7) for k in range(9)] + [(k, 2) for k in range(4)] + [(8, 5)]
+    coco["annotations"] = [
+        {"id": place, "image_id": 10 + k, "category_id": label, "bbox": [4, 6, 10, 20], "iscrowd": int(label == 5)}
+        for place, (k, label) in enumerate(boxes)
+    ]
+    split = read_split("signs/train", *write(tmp_path, "train", coco))
+    rare = 1.25**0.5
+    assert split.repeat_factors(0.5).tolist() == pytest.approx([rare] * 4 + [1.0] * 6)
+    assert split.repeat_factors(0.4).tolist() == [1.0] * 10
+    places = repeated(np.array([1.0, 2.5, 1.0, 3.0]), 0)
+    assert places in ([0, 1, 1, 2, 3, 3, 3], [0, 1, 1, 1, 2, 3, 3, 3])
+    many = repeated(np.full(2000, rare), 1)
+    assert many != repeated(np.full(2000, rare), 2) and many == repeated(np.full(2000, rare), 1)
+    assert set(many) == set(range(2000)) and abs(len(many) / 2000 - rare) < 0.03
+
+
+@pytest.mark.parametrize("family", ["diffusiondet", "bev"])
+def test_a_task_repeats_what_is_rare(family: str, datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(datasets)
+    config = resolve(RECIPES[family], 0, "test", overrides={"solver.repeat_threshold": 1.0, "solver.epochs": 1})
+    if family == "bev":
+        with pytest.raises(UserError, match="repeat_threshold counts objects by class, and a map has none"):
+            open_task(config)
+        return
+    task: Any = open_task(config)
+    assert task.images == len(task.train) > 8 and {record.id for record in task.train.images} == set(range(1, 9))
+    assert task.config.solver.iterations == -(-task.images // 2)
+    assert len(task.val) == 4

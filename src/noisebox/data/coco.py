@@ -84,6 +84,13 @@ class CocoSplit:
         labels = np.concatenate([record.labels[~record.crowd] for record in self.images])
         return dict(zip(self.classes, np.bincount(labels, minlength=len(self.classes)).tolist(), strict=True))
 
+    def repeat_factors(self, threshold: float) -> NDArray[np.float64]:
+        """How often an epoch should show each image, (images,), at least once: the square root of `threshold` over the
+        share of images that have an object of its rarest class (Gupta et al. 2019, LVIS)."""
+        present = [np.unique(record.labels[~record.crowd]) for record in self.images]
+        shares = np.bincount(np.concatenate(present), minlength=len(self.classes)) / len(self.images)
+        return np.array([max(1.0, math.sqrt(threshold / shares[own].min())) if len(own) else 1.0 for own in present])
+
     def ground_truth(self) -> dict[str, Any]:
         """The split in COCO form, for counting: the chosen classes only, under the file's category ids.
 

@@ -9,6 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from noisebox import graph
 from noisebox.config import AUTO, ExperimentConfig, RunConfig
 from noisebox.errors import UserError
@@ -82,6 +85,14 @@ def trained_on(split: SplitT, config: RunConfig) -> SplitT:
         raise UserError(f"solver.subset_size {solver.subset_size} is more than {split.name} has: {count} images")
     order = range(count) if solver.overfit else numpy_generator(solver.subset_seed, "subset").permutation(count)
     return split.only(sorted(int(place) for place in order[: solver.subset_size]))
+
+
+def repeated(factors: NDArray[np.float64], seed: int) -> list[int]:
+    """The places of a split's images as often as these factors say, each rounded up or down once for a training, by
+    chance and so that its mean is kept."""
+    drawn = numpy_generator(seed, "repeat").random(len(factors))
+    times: NDArray[np.int64] = (np.floor(factors) + (drawn < factors % 1)).astype(np.int64)
+    return [int(place) for place in np.repeat(np.arange(len(factors)), times)]
 
 
 def settled(config: RunConfig, images: int) -> RunConfig:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisebox.config import RunConfig, Sampling
 from noisebox.data.catalog import manifest_of, open_split, read_manifest
+from noisebox.errors import UserError
 from noisebox.tasks import settled, trained_on
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class BevTask:
     def __init__(self, config: RunConfig) -> None:
         manifest = manifest_of(config.dataset, "bev")
         train, val = (open_split(config.dataset, split, manifest_file=manifest) for split in ("train", "val"))
+        if config.solver.repeat_threshold:
+            raise UserError("solver.repeat_threshold counts objects by class, and a map has none: take it out")
         self.train = trained_on(train, config)
         self.val = self.train if config.solver.overfit else val
         self.images = len(self.train)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from noisebox import graph
 from noisebox.config import RunConfig, Sampling
 from noisebox.data.catalog import manifest_of, open_split, read_manifest
-from noisebox.tasks import settled, trained_on
+from noisebox.tasks import repeated, settled, trained_on
 
 if TYPE_CHECKING:
     from noisebox.structures import Batch
@@ -29,6 +29,9 @@ class DetectionTask:
         train, val = (open_split(config.dataset, split, manifest_file=manifest) for split in ("train", "val"))
         self.train = trained_on(train, config)
         self.val = self.train if config.solver.overfit else val
+        if config.solver.repeat_threshold and not config.solver.overfit:
+            factors = self.train.repeat_factors(config.solver.repeat_threshold)
+            self.train = self.train.only(repeated(factors, config.seed))
         self.images = len(self.train)
         self.config = settled(config, self.images)
         self.classes = self.train.classes
