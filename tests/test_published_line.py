@@ -48,6 +48,7 @@ def test_a_miniature_trains_and_is_evaluated(name: str, here: Path, command_line
     rows = results(folder / "evaluation")
     assert rows and all(math.isnan(float(row["AP"])) or 0 <= float(row["AP"]) <= 100 for row in rows)
     manifest = json.loads((here / f"tries/data/{name}.json").read_text())
+    assert ("APr" in rows[0]) == (name == "lvis_v1")
     assert {key for key in rows[0] if key.startswith("AP-")} == {f"AP-{label}" for label in manifest["classes"]}
     assert json.loads((folder / "run.json").read_text())["data_hash"] == manifest["hash"]
     assert not any((here / place).exists() for place in ("runs", "evals", "data")), "the graph is as it was"

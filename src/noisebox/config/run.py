@@ -26,9 +26,9 @@ class SolverConfig(Section):
     null, for the scale's times `length`. The rate is `base_lr` × `lr_factor`.
 
     `subset_size` trains on so many images, drawn by `subset_seed` whatever the train seed; smaller subsets lie in
-    larger ones. `repeat_threshold` shows an image more often if it has an object of a class that fewer than this share
-    of the images have (repeat-factor sampling, Gupta et al. 2019); an epoch has what is repeated, too. `overfit` trains
-    on the first ones instead, in their order and as they are evaluated, and evaluates on them. `batch_size: auto` is
+    larger ones. `overfit` trains on the first ones instead, in their order and as they are evaluated, and evaluates on
+    them. `repeat_threshold` shows an image more often if it has an object of a class that fewer than this share of the
+    images have (repeat-factor sampling, Gupta et al. 2019); an epoch has what is repeated, too. `batch_size: auto` is
     the largest that fits the GPU, here AUTO until that is known. `checkpoint_epochs` keeps the weights of every so many
     epochs; `compile` trains through torch.compile.
     """

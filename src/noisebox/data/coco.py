@@ -51,10 +51,12 @@ class ImageRecord:
 @dataclass(frozen=True)
 class Federated:
     """What counts where each image was searched for some classes alone, as in LVIS: by image id the labels `judged`
-    there, and of the detections of an image, over all classes, the `limit` best."""
+    there, and of the detections of an image, over all classes, the `limit` best. `groups` are labels whose mean AP has
+    a name of its own, such as APr of the rare ones."""
 
     judged: dict[int, frozenset[int]]
     limit: int
+    groups: dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from noisebox.data.coco import CocoSplit, Federated, ImageRecord, parse_split, r
 from noisebox.errors import UserError
 
 LIMIT = 300  # detections of an image that count
+GROUPS = {"APr": "r", "APc": "c", "APf": "f"}
 IN_VAIN, IN_PART = "neg_category_ids", "not_exhaustive_category_ids"
 
 
@@ -36,7 +37,18 @@ def read_lvis(name: str, annotations: Path, images: Path, classes: Sequence[str]
         in_vain, in_part = (_labels(row, key, label_of, annotations) for key in (IN_VAIN, IN_PART))
         judged[record.id] = frozenset([*in_vain, *record.labels.tolist()])
         records.append(_with_crowds(record, in_part))
-    return replace(split, images=tuple(records), federated=Federated(judged, LIMIT))
+    rules = Federated(judged, LIMIT, _groups(content["categories"], label_of))
+    return replace(split, images=tuple(records), federated=rules)
+
+
+def _groups(categories: list[dict[str, Any]], label_of: dict[int, int]) -> dict[str, tuple[int, ...]]:
+    """The chosen labels that are rare, common and frequent, where the file says so, by the name of their mean AP."""
+    groups: dict[str, tuple[int, ...]] = {}
+    for name, frequency in GROUPS.items():
+        chosen = [row["id"] for row in categories if row.get("frequency") == frequency and row["id"] in label_of]
+        if chosen:
+            groups[name] = tuple(label_of[identity] for identity in chosen)
+    return groups
 
 
 def _with_file_name(row: Any) -> Any:

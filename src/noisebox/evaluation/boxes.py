@@ -66,8 +66,9 @@ def result_rows(
 ) -> list[dict[str, Any]]:
     """The rows of results.tsv, one for each of `measured.metrics` and in its order, with AP as it is printed."""
     rows = []
+    printed = ["AP", "AP50", "AP75", "APs", "APm", "APl", *(split.federated.groups if split.federated else ())]
     for (eval_seed, sampling), metrics in measured.metrics.items():
-        scores = {name: f"{metrics.summary[name]:.4f}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+        scores = {name: f"{metrics.summary[name]:.4f}" for name in printed}
         per_class = {f"AP-{name}": f"{metrics.per_class[name]:.4f}" for name in split.classes}
         key = {"run": config.lineage, "train_seed": config.seed, "eval_seed": eval_seed, **sampling.columns()}
         rows.append({**key, **scores, **per_class, "images": len(split.images), **evidence})

@@ -1,6 +1,7 @@
 """Average precision and recall of detections as COCO counts them, with faster-coco-eval."""
 
 import gc
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs
 
 @dataclass(frozen=True)
 class DetectionMetrics:
-    """`summary`: the numbers of NAMES; `per_class`: AP of each class in the split's order. All from 0 to 100.
+    """`summary`: the numbers of NAMES, and the mean AP of a federated split's groups; `per_class`: AP of each class in
+    the split's order. All from 0 to 100.
 
     nan stands for what the ground truth has no object of: a size, or a class, which is then left out of the means.
     """
@@ -50,13 +52,12 @@ def coco_metrics(split: CocoSplit, detections: Mapping[int, Detections]) -> Dete
     # (IoU threshold, recall, category by rising id, size, detections an image), -1 where there is no ground truth
     precision: NDArray[np.float64] = counter.eval["precision"][..., 0, -1]
     place = {identity: k for k, identity in enumerate(counter.params.catIds)}
-    return DetectionMetrics(
-        summary={name: _percent(value) for name, value in zip(NAMES, counter.stats[: len(NAMES)], strict=True)},
-        per_class={
-            name: _percent(precision[:, :, place[identity]].mean())
-            for name, identity in zip(split.classes, split.category_ids, strict=True)
-        },
-    )
+    summary = {name: _percent(value) for name, value in zip(NAMES, counter.stats[: len(NAMES)], strict=True)}
+    by_label = [_percent(precision[:, :, place[identity]].mean()) for identity in split.category_ids]
+    for name, labels in split.federated.groups.items() if split.federated else ():
+        counted = [by_label[label] for label in labels if not math.isnan(by_label[label])]
+        summary[name] = sum(counted) / len(counted) if counted else math.nan
+    return DetectionMetrics(summary, dict(zip(split.classes, by_label, strict=True)))
 
 
 @contextmanager
