@@ -75,6 +75,9 @@ def test_a_variable_that_leads_nowhere(here: Path, monkeypatch: pytest.MonkeyPat
         first = check_dataset(name)[0]
         assert (first.where, first.what) == ("DETECTRON2_DATASETS", "is /nowhere, which is no folder")
     edit_yaml(here / "params/datasets/coco_2017.yaml", val__images="$COCO/val2017")
+    edit_yaml(here / "params/datasets/nuscenes.yaml", root="$NUSC")
+    with pytest.raises(UserError, match=r"nuscenes\.yaml: root: the environment variable NUSC, in \$NUSC, is not set"):
+        check_dataset("nuscenes")
     with pytest.raises(UserError, match=r"yaml: val: the environment variable COCO, in \$COCO/val2017, is not set"):
         check_dataset("coco_2017")
 

@@ -150,7 +150,10 @@ class NuScenesDataset(BevView):
         return tuple(self.classes)
 
     def tables(self, name: str, root: Path) -> tuple[Path, str]:
-        return expanded(self.root, root), self.version
+        try:
+            return expanded(self.root, root), self.version
+        except UserError as error:
+            raise UserError(f"{root / graph.dataset_file(name)}: root: {error}") from None
 
 
 class DriveDataset(BevView, EmbeddedDataset):
