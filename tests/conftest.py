@@ -21,7 +21,7 @@ settings.load_profile("noisebox")
 ROOT = Path(__file__).parent.parent
 PARTS = (
     *("Snakefile", "dvc.yaml", ".dvcignore", ".gitattributes", ".gitignore"),
-    *("workflow", "profiles", "params", "src"),
+    *("workflow", "profiles", "params", "src", "code"),
 )
 
 
@@ -109,7 +109,8 @@ def make_project(root: Path) -> Path:
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
-            shutil.copytree(source, root / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(source, root / part, symlinks=True, ignore=ignored)
         else:
             shutil.copy(source, root / part)
     edit_yaml(root / "params/experiment.yaml", **small_experiment())

@@ -10,6 +10,7 @@ from conftest import ROOT
 from noisebox import graph
 from noisebox.config.families import SECTIONS
 from noisebox.data.catalog import KINDS
+from noisebox.linked_code import FOLDERS, link_code, links, read_links
 from noisebox.models import FAMILIES
 from noisebox.tasks import EVALUATIONS, TASKS
 
@@ -98,6 +99,31 @@ def test_every_declared_path_exists() -> None:
     for entries in (*graph.CODE.values(), *graph.FAMILY_CODE.values()):
         for entry in entries:
             assert (ROOT / entry).exists(), entry
+
+
+def test_code_is_linked_as_it_is_listed() -> None:
+    """`noisebox code` mends what differs."""
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "code").iterdir()} == {
+        graph.code_folder(*which) for which in FOLDERS
+    }
+    for which in FOLDERS:
+        folder = ROOT / graph.code_folder(*which)
+        assert read_links(folder) == links(*which), folder
+        linked = {path.resolve().relative_to(ROOT).as_posix() for path in folder.iterdir()}
+        assert linked == set(graph.code_files(*which, ROOT)) & set(graph.code_entries(*which))
+
+
+def test_links_follow_the_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what changed is told; what is no longer listed, or is no link, goes."""
+    assert link_code(tmp_path) == sorted(graph.code_folder(*which) for which in FOLDERS)
+    assert link_code(tmp_path) == []
+    (tmp_path / "code/train-retired").mkdir()
+    (tmp_path / "code/data/files.py").unlink()
+    (tmp_path / "code/data/files.py").write_text("a copy")
+    monkeypatch.setitem(graph.CODE, "report", (*graph.CODE["report"], "src/noisebox/machine.py"))
+    assert link_code(tmp_path) == ["code/data", "code/report", "code/train-retired"]
+    assert (tmp_path / "code/report/machine.py").readlink() == Path("../../src/noisebox/machine.py")
+    assert (tmp_path / "code/data/files.py").is_symlink() and not (tmp_path / "code/train-retired").exists()
 
 
 def test_arrows_point_one_way() -> None:

@@ -24,6 +24,7 @@ LINE_NAMES = ("detection", "aerial", "bev")  # of research; each has a dataset
 # because its stages depend on the family's code.
 SECTIONS = {"detection": "detection", "detr": "detection", "aerial": "aerial", "bev": "bev"}
 SECTION_OF = {"diffusiondet": "detection", "detr": "detr", "yolc": "aerial", "bev": "bev"}  # by family
+LINKED_CODE = "code"
 METRICS = f"{REPORTS}/metrics"  # a folder: the scalars of each lineage, and nothing else
 RECIPE_PATTERN = r"[a-z][a-z0-9_]*"
 LINEAGE_PATTERN = rf"{RECIPE_PATTERN}(\+{RECIPE_PATTERN})*"
@@ -72,9 +73,10 @@ REPORT_FILES = (
 )
 
 # What each verb computes with: files or folders below the repository's root. Both engines rerun a stage when one of
-# these changes; a test holds each list to the verb's real imports. Left out on purpose is what only names or words
-# things (cli, graph, errors, interrupt), and for all verbs but `data` what draws the embedded worlds: data is known by
-# its hash. What smoke, train and evaluate compute with besides depends on the family.
+# these changes; a test holds each list to the verb's real imports, and `noisebox code` hands it on to DVC. Left out on
+# purpose is what only names or words things (cli, graph, errors, interrupt), and for all verbs but `data` what draws
+# the embedded worlds: data is known by its hash. What smoke, train and evaluate compute with besides depends on the
+# family.
 _CONFIG = tuple(
     f"src/noisebox/config/{name}.py"
     for name in ("__init__", "best", "experiment", "families", "resolve", "run", "sampling", "section")
@@ -343,13 +345,23 @@ def trace_file(lineage: str, seed: int | str) -> str:
     return f"traces/{lineage}/seed{seed}.json.gz"
 
 
+def code_entries(verb: str, family: str | None = None) -> list[str]:
+    """What the tables above list for a verb, with those of a family: files and folders."""
+    of_family = FAMILY_CODE[family] if family else ()
+    of_evaluation = EVALUATION_CODE[family] if family and verb == "evaluate" else ()
+    return sorted({*CODE[verb], *of_family, *of_evaluation})
+
+
 def code_files(verb: str, family: str | None = None, root: Path = Path()) -> list[str]:
     """The Python files behind a verb, folders expanded, with those of a family."""
     files: set[str] = set()
-    of_family = FAMILY_CODE[family] if family else ()
-    of_evaluation = EVALUATION_CODE[family] if family and verb == "evaluate" else ()
-    for entry in (*CODE[verb], *of_family, *of_evaluation):
+    for entry in code_entries(verb, family):
         path = root / entry
         found = path.rglob("*.py") if path.is_dir() else [path]
         files |= {file.relative_to(root).as_posix() for file in found}
     return sorted(files)
+
+
+def code_folder(verb: str, family: str | None = None) -> str:
+    """Links to the files that are listed one by one, so that DVC takes them for a single dependency."""
+    return f"{LINKED_CODE}/{verb}-{family}" if family else f"{LINKED_CODE}/{verb}"

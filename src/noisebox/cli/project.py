@@ -1,4 +1,4 @@
-"""Verbs between the engines, git and the disk: sync, merge, record, prune."""
+"""Verbs between the engines, git and the disk: code, sync, merge, record, prune."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,18 @@ from typing import Annotated
 import typer
 
 from noisebox.cli.app import app, say
+
+
+@app.command()
+def code() -> None:
+    """After a change of the lists in graph.py: link the code anew.
+
+    DVC knows the code behind a stage by the links in code/, which are in git.
+    """
+    from noisebox.linked_code import link_code
+
+    for folder in link_code(Path()) or ["nothing to link anew"]:
+        say(folder)
 
 
 @app.command()

@@ -1,0 +1,1 @@
+../../src/noisebox/config/__init__.py

@@ -1,0 +1,1 @@
+../../src/noisebox/data/bev_loader.py

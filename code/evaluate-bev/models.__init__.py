@@ -1,0 +1,1 @@
+../../src/noisebox/models/__init__.py

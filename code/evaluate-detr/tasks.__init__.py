@@ -1,0 +1,1 @@
+../../src/noisebox/tasks/__init__.py
