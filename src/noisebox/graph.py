@@ -115,11 +115,15 @@ _DETECTION = (
     "src/noisebox/evaluation/protocol.py",
     "src/noisebox/tasks/detection.py",
 )
+_DIFFUSION = tuple(
+    f"src/noisebox/diffusion/{name}.py"
+    for name in ("__init__", "categorical", "gaussian", "labels", "sampler", "suppression")
+)
 FAMILY_CODE: dict[str, tuple[str, ...]] = {
     "diffusiondet": (
         *_DETECTION,
         "src/noisebox/config/diffusiondet.py",
-        "src/noisebox/diffusion",
+        *_DIFFUSION,
         "src/noisebox/models/backbone.py",
         "src/noisebox/models/distributed.py",
         "src/noisebox/models/diffusiondet",

@@ -1,0 +1,1 @@
+../../src/noisebox/diffusion/__init__.py

@@ -1,0 +1,1 @@
+../../src/noisebox/diffusion/categorical.py
