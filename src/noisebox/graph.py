@@ -93,7 +93,8 @@ _RUN = (
 )
 _DATA = ("src/noisebox/data/catalog.py", "src/noisebox/data/datasets.py")
 _BOX_DATA = tuple(
-    f"src/noisebox/data/{name}.py" for name in ("boxes", "coco", "crowdhuman", "lvis", "objects365", "visdrone", "voc")
+    f"src/noisebox/data/{name}.py"
+    for name in ("boxes", "coco", "crowdhuman", "detectron2", "lvis", "objects365", "visdrone", "voc")
 )
 _BEV_DATA = tuple(f"src/noisebox/data/{name}.py" for name in ("bev", "nuscenes", "nuscenes_tables"))
 _DEPTH = tuple(f"src/noisebox/data/{name}.py" for name in ("depth", "depth_check", "depth_stage", "npz"))

@@ -14,6 +14,7 @@ from noisebox.config.section import Count, Positive, Section
 from noisebox.data.coco import CocoSplit, ImageRecord, decode_image, read_bytes, read_split
 from noisebox.data.crowdhuman import read_crowdhuman
 from noisebox.data.datasets import SPLITS, Dataset, EmbeddedDataset, Progress
+from noisebox.data.detectron2 import files_of
 from noisebox.data.lvis import read_lvis
 from noisebox.data.objects365 import read_objects365
 from noisebox.data.visdrone import read_visdrone
@@ -107,8 +108,6 @@ class UserDataset(BoxDataset):
     files come from, and is no part of what the data is."""
 
     kind: str
-    train: Files
-    val: Files
     classes: Annotated[list[str], Field(min_length=1)] | None = None
     source: Annotated[str | None, Field(exclude=True)] = None
 
@@ -120,6 +119,12 @@ class UserDataset(BoxDataset):
                 raise ValueError(f"{name!r} is listed twice")
         return classes
 
+
+    def files(self, split: str) -> Files:
+        """Where a split lies; raises UserError where that cannot be told."""
+        files: Files = getattr(self, split)
+        return files
+
     def open(self, name: str, split: str, root: Path) -> CocoSplit:
         paths = self.paths(name, split, root)
         for key, wanted in self.missing(name, split, root).items():
@@ -127,15 +132,15 @@ class UserDataset(BoxDataset):
         return self.read(f"{name}/{split}", paths)
 
     def paths(self, name: str, split: str, root: Path) -> dict[str, Path]:
-        """The files and folders of a split by key; raises UserError where a variable in one is not set."""
+        """The files and folders of a split by key; raises UserError where one cannot be told."""
         try:
-            return {key: expanded(path, root) for key, path in getattr(self, split)}
+            return {key: expanded(path, root) for key, path in self.files(split)}
         except UserError as error:
             raise UserError(f"{root / graph.dataset_file(name)}: {split}: {error}") from None
 
     def missing(self, name: str, split: str, root: Path) -> dict[str, str]:
         """What of a split is not there, by key: a file or a folder."""
-        folders, missing = getattr(self, split).folders, {}
+        folders, missing = self.files(split).folders, {}
         for key, path in self.paths(name, split, root).items():
             if self.kind == "visdrone" and key == "annotations":
                 wanted, there = "file or folder", path.exists()
@@ -154,6 +159,8 @@ class FormDataset(UserDataset):
     """Data in the form of a published dataset, read by the reader of that kind."""
 
     kind: Literal["visdrone", "lvis", "objects365", "crowdhuman"]
+    train: Files
+    val: Files
 
 
 class CocoDataset(UserDataset):
@@ -161,10 +168,27 @@ class CocoDataset(UserDataset):
     `boxes` is `strict`; `mended`, the former are left out and the latter clipped, as published data needs it."""
 
     kind: Literal["coco"]
+    train: Files
+    val: Files
     boxes: Literal["strict", "mended"] = "strict"
 
     def read(self, name: str, paths: dict[str, Path]) -> CocoSplit:
         return read_split(name, paths["annotations"], paths["images"], self.classes, self.boxes == "mended")
+
+
+class Detectron2Dataset(UserDataset):
+    """Datasets in COCO form that Detectron2 knows by name, mended as published data needs it."""
+
+    kind: Literal["detectron2"]
+    train: str
+    val: str
+
+    def files(self, split: str) -> Files:
+        images, annotations = files_of(getattr(self, split))
+        return Files(images=images, annotations=annotations)
+
+    def read(self, name: str, paths: dict[str, Path]) -> CocoSplit:
+        return read_split(name, paths["annotations"], paths["images"], self.classes, mended=True)
 
 
 class VocDataset(UserDataset):
@@ -190,6 +214,7 @@ DATASETS: dict[str, type[Dataset]] = {
     "coco": CocoDataset,
     "voc": VocDataset,
     **dict.fromkeys(READERS_OF, FormDataset),
+    "detectron2": Detectron2Dataset,
 }
 
 

@@ -29,6 +29,7 @@ KINDS = {
     "lvis": "noisebox.data.boxes",
     "objects365": "noisebox.data.boxes",
     "crowdhuman": "noisebox.data.boxes",
+    "detectron2": "noisebox.data.boxes",
     "world_drive": "noisebox.data.bev",
     "nuscenes": "noisebox.data.bev",
 }

@@ -62,7 +62,7 @@ def _root(*paths: str) -> Iterator[Finding]:
 
 def _files(definition: UserDataset, name: str, root: Path) -> list[Finding]:
     """Each file and folder that the dataset needs, once."""
-    findings = list(_root(*(path for split in SPLITS for _, path in getattr(definition, split))))
+    findings = list(_root(*(path for split in SPLITS for _, path in definition.files(split))))
     for split in SPLITS:
         missing = definition.missing(name, split, root)
         for key, path in definition.paths(name, split, root).items():

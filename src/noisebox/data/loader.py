@@ -42,13 +42,16 @@ class TrainingBatches:
         self._images = _Images(config.image, config.image.cache_mib / max(1, config.workers), self._closer)
 
     def __getitem__(self, step: int) -> Batch:
+        share = self.config.solver.batch_size // self.world_size
+        return self.rows(step, slice(self.rank * share, (self.rank + 1) * share))
+
+    def rows(self, step: int, own: slice) -> Batch:
+        """Those rows alone of the whole batch of a step."""
         config = self.config
         records = self._records(step)
         edge = scheduled_edge(config, step, len(self.split))
         image = config.image.model_copy(update={"train_short_edges": [edge]}) if edge else config.image
         views = [training_view(r.height, r.width, image, config.seed, step, r.id) for r in records]
-        share = len(records) // self.world_size
-        own = slice(self.rank * share, (self.rank + 1) * share)
         images = [self._images(record, view) for record, view in zip(records[own], views[own], strict=True)]
         return _batch(records[own], views[own], images, _padded_hw(views), self._closer)
 

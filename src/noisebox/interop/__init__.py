@@ -1,0 +1,1 @@
+"""Noisebox inside other frameworks, and their files inside Noisebox."""
