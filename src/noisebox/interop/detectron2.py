@@ -78,7 +78,7 @@ class NoiseboxDetector(Adapted):
         batch = self._batch(batched_inputs)
         if not self.training:
             found = zip(self.detections(batch), batch.original_hw.tolist(), strict=True)
-            return [{"instances": _instances(each, size)} for each, size in found]
+            return [{"instances": to_instances(each, size)} for each, size in found]
         storage = get_event_storage()
         terms = self.terms(batch, storage.iter)
         storage.put_scalars(**{name: float(value) for name, value in terms.items() if not is_loss(name)})
@@ -125,7 +125,8 @@ def _targets(instances: Instances) -> Targets:
     return Targets(instances.gt_boxes.tensor.float(), instances.gt_classes.long())
 
 
-def _instances(found: Detections, image_hw: Sequence[int]) -> Instances:
+def to_instances(found: Detections, image_hw: Sequence[int]) -> Instances:
+    """Detections in an image of so many rows and columns, in Detectron2's form."""
     instances = Instances(tuple(image_hw))
     instances.pred_boxes = Boxes(found.boxes_xyxy)
     instances.scores = found.scores
