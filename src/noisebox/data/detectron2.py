@@ -18,8 +18,8 @@ def files_of(name: str) -> tuple[str, str]:
         from detectron2.data import DatasetCatalog, MetadataCatalog
     except ImportError as error:
         raise UserError(
-            f"dataset {name!r} is Detectron2's, which is not here ({error}): install Detectron2, or name the files in a "
-            "dataset of kind coco"
+            f"dataset {name!r} is Detectron2's, which is not here ({error}): install Detectron2, or name the files in "
+            "a dataset of kind coco"
         ) from None
     register_extra()
     if name not in DatasetCatalog:

@@ -57,7 +57,7 @@ def image_key(image_id: Any, image: Tensor) -> int:
     if isinstance(image_id, Integral):
         return int(image_id)
     if image_id is None:
-        return seed_of(0, "image", hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest())
+        return seed_of(0, "image", hashlib.sha256(image.to("cpu", torch.uint8).numpy().tobytes()).hexdigest())
     return seed_of(0, "image", str(image_id))
 
 
@@ -73,11 +73,10 @@ def detector_config(lineage: str, scale: str, seed: int, root: Path, overrides: 
 
 
 class Adapted(nn.Module):
-    """A detector inside a framework's model, whose checkpoints have the tensors under Noisebox's own names: those of
-    either side load on the other.
+    """A detector inside a framework's model, whose state has its tensors under Noisebox's own names.
 
-    Detections are sampled as `sampling`, the keys of a `Sampling`, says, under `eval_seed`. Without `fetch_weights` no pretrained weights are
-    loaded, because a checkpoint will bring them. `others` go to the next class, the framework's.
+    It detects under `eval_seed` as `sampling` says, which has the keys of a `Sampling`. Without `fetch_weights` no
+    pretrained weights are loaded, because a checkpoint will bring them. `others` go to the framework's class.
     """
 
     def __init__(
@@ -94,8 +93,8 @@ class Adapted(nn.Module):
         self.sampling = check_overrides(Sampling, dict(sampling), "sampling")
         self.detector: Detector = build_model(config, num_classes, fetch_weights)
         self.detector.check_sampling(self.sampling)
-        self.register_state_dict_post_hook(_to_own_names)
-        self.register_load_state_dict_pre_hook(_from_own_names)
+        self.register_state_dict_post_hook(_to_own_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_from_own_names)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -113,17 +112,18 @@ class Adapted(nn.Module):
             raise UserError(
                 f"a box has label {int(labels.max())}, counted from 0, but the detector has {self.num_classes} classes"
             )
-        terms: dict[str, Tensor] = self.detector(self._placed(batch), self.config.seed, step)
+        terms: dict[str, Tensor] = self.detector(self.placed(batch), self.config.seed, step)
         return terms
 
     @torch.no_grad()
     def detections(self, batch: Batch) -> list[Detections]:
         """What is found in each image, in pixels of the stored images."""
-        placed = self._placed(batch)
+        placed = self.placed(batch)
         (found,) = self.detector.detect(self.detector.encode(placed), placed, [self.eval_seed], self.sampling)
         return found
 
-    def _placed(self, batch: Batch) -> Batch:
+    def placed(self, batch: Batch) -> Batch:
+        """A batch where the detector is."""
         return batch.to(next(self.detector.parameters()).device)
 
 

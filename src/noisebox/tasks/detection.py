@@ -1,6 +1,7 @@
 """Detection: images with boxes in COCO form, measured by AP."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisebox import graph
@@ -24,9 +25,9 @@ class DetectionTask:
         "draws what was found, and boxes beside the objects, or of another size, tell",
     )
 
-    def __init__(self, config: RunConfig) -> None:
-        manifest = manifest_of(config.dataset, graph.line_of(config.family))
-        train, val = (open_split(config.dataset, split, manifest_file=manifest) for split in ("train", "val"))
+    def __init__(self, config: RunConfig, root: Path = Path()) -> None:
+        manifest = manifest_of(config.dataset, graph.line_of(config.family), root)
+        train, val = (open_split(config.dataset, split, root, manifest) for split in ("train", "val"))
         self.train = trained_on(train, config)
         self.val = self.train if config.solver.overfit else val
         if config.solver.repeat_threshold and not config.solver.overfit:
@@ -35,7 +36,7 @@ class DetectionTask:
         self.images = len(self.train)
         self.config = settled(config, self.images)
         self.classes = self.train.classes
-        self.data_hash: str = read_manifest(manifest_file=manifest)["hash"]
+        self.data_hash: str = read_manifest(root, manifest)["hash"]
 
     def batch(self, step: int) -> "Batch":
         from noisebox.data.loader import TrainingBatches
