@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("cv2", reason="OpenCV misses a system library, see docs/mmengine.md", exc_type=ImportError)
+
 import torch
 from conftest import ROOT
 from mmengine.config import Config
