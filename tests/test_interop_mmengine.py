@@ -187,7 +187,7 @@ def test_a_detector_starts_from_a_run(here: Path, tmp_path: Path) -> None:
         ),
         (MODELS, {"type": "NoiseboxDetector", "num_classes": 3, "weights": "none.pth"}, "none.pth does not exist"),
         (DATASETS, {"type": "NoiseboxDataset", "split": "test"}, "split is 'test'; it must be one of: train, val"),
-        (DATASETS, {"type": "NoiseboxDataset", "split": "val", "root": "nowhere"}, "scale 'test' is unknown"),
+        (DATASETS, {"type": "NoiseboxDataset", "split": "val", "root": "nowhere"}, "does not exist; these exist: none"),
         (METRICS, {"type": "NoiseboxAP", "overrides": {"model.x": 1}}, "override 'model.x' does not exist"),
     ],
 )

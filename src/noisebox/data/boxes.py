@@ -119,7 +119,6 @@ class UserDataset(BoxDataset):
                 raise ValueError(f"{name!r} is listed twice")
         return classes
 
-
     def files(self, split: str) -> Files:
         """Where a split lies; raises UserError where that cannot be told."""
         files: Files = getattr(self, split)
