@@ -85,6 +85,7 @@ _BASE = (*_CONFIG, "src/noisebox/files.py", "src/noisebox/progress.py", "src/noi
 _RUN = (
     *_BASE,
     "src/noisebox/machine.py",
+    "src/noisebox/processes.py",
     "src/noisebox/structures.py",
     "src/noisebox/data/stream.py",
     "src/noisebox/models/__init__.py",
@@ -126,14 +127,12 @@ FAMILY_CODE: dict[str, tuple[str, ...]] = {
         "src/noisebox/config/diffusiondet.py",
         *_DIFFUSION,
         "src/noisebox/models/backbone.py",
-        "src/noisebox/models/distributed.py",
         "src/noisebox/models/diffusiondet",
     ),
     "detr": (
         *_DETECTION,
         "src/noisebox/config/detr.py",
         "src/noisebox/models/backbone.py",
-        "src/noisebox/models/distributed.py",
         "src/noisebox/models/detr",
     ),
     "yolc": (

@@ -16,7 +16,7 @@ class Progress:
     """`with Progress(label, total) as progress: progress.advance(1, loss=3.2)`.
 
     `done` units were finished before this process; speed and ETA count only what it does itself. The environment
-    variable NOISEBOX_PROGRESS=plain gives lines at a terminal too.
+    variable NOISEBOX_PROGRESS=plain gives lines at a terminal too, NOISEBOX_PROGRESS=none nothing.
     """
 
     def __init__(self, label: str, total: int = 0, done: int = 0) -> None:
@@ -26,7 +26,9 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._started = self._printed = time.monotonic()
-        if sys.stderr.isatty() and os.environ.get("NOISEBOX_PROGRESS") != "plain":
+        form = os.environ.get("NOISEBOX_PROGRESS")
+        self._silent = form == "none"
+        if sys.stderr.isatty() and form not in ("plain", "none"):
             self._start_bar()
         return self
 
@@ -43,7 +45,7 @@ class Progress:
         note = self._note(now - self._started, figures)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, total=self.total, note=note)
-        elif self.done >= self.total or now - self._printed >= SECONDS_BETWEEN_LINES:
+        elif not self._silent and (self.done >= self.total or now - self._printed >= SECONDS_BETWEEN_LINES):
             self._printed = now
             print(f"{self.label}  {self.done}/{self.total}  {note}", file=sys.stderr, flush=True)
 

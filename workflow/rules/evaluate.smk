@@ -33,7 +33,7 @@ rule evaluate:
         graph.log_file("evaluate", "{lineage}", "seed{seed}"),
     benchmark:
         "logs/benchmarks/evaluate/{lineage}/seed{seed}.tsv"
-    threads: SCALE.threads
+    threads: SCALE.threads * SCALE.resources.processes
     resources:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
@@ -59,7 +59,7 @@ rule evaluate_detr:
         graph.log_file("evaluate", "{lineage}", "seed{seed}"),
     benchmark:
         "logs/benchmarks/evaluate/{lineage}/seed{seed}.tsv"
-    threads: SCALE.threads
+    threads: SCALE.threads * SCALE.resources.processes
     resources:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
@@ -86,7 +86,7 @@ rule evaluate_aerial:
         graph.log_file("evaluate", "{lineage}", "seed{seed}"),
     benchmark:
         "logs/benchmarks/evaluate/{lineage}/seed{seed}.tsv"
-    threads: SCALE.threads
+    threads: SCALE.threads * SCALE.resources.processes
     resources:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
@@ -113,7 +113,7 @@ rule evaluate_bev:
         graph.log_file("evaluate", "{lineage}", "seed{seed}"),
     benchmark:
         "logs/benchmarks/evaluate/{lineage}/seed{seed}.tsv"
-    threads: SCALE.threads
+    threads: SCALE.threads * SCALE.resources.processes
     resources:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,

@@ -79,7 +79,7 @@ rule train:
         graph.log_file("train", "{lineage}", "seed{seed}"),
     benchmark:
         "logs/benchmarks/train/{lineage}/seed{seed}.tsv"
-    threads: SCALE.threads
+    threads: SCALE.threads * SCALE.resources.processes
     resources:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,

@@ -6,7 +6,7 @@ lives in the module of its topic, and is added to the application when that is i
 
 import sys
 
-from noisebox.cli import bench, check, data, evaluate, project, report, search, train
+from noisebox.cli import bench, check, data, evaluate, launch, project, report, search, train
 from noisebox.cli.app import app
 from noisebox.errors import UserError
 from noisebox.interrupt import Interrupted, listen
@@ -21,8 +21,13 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except Interrupted as end:
-        sys.stderr.write(f"noisebox: {end}\n")
+        _tell(end)
         raise
     except UserError as error:
-        sys.stderr.write(f"noisebox: {error}\n")
+        _tell(error)
         sys.exit(2)
+
+
+def _tell(end: Exception | Interrupted) -> None:
+    if launch.may_tell():
+        sys.stderr.write(f"noisebox: {end}\n")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from noisebox import graph
+from noisebox.cli.launch import launched, speaks
 from noisebox.errors import UserError
 from noisebox.interrupt import Interrupted
 
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Noisebox: reproducible experiments for detectors that denoise, distil and refine.",
 )
+SHARED = ("train", "evaluate")  # verbs that several processes can share
 Lineage = Annotated[str, typer.Argument(help="Recipes joined by '+', such as baseline+finetune.", show_default=False)]
 Seed = Annotated[int, typer.Option(help="Train seed.", min=0)]
 
@@ -29,6 +31,13 @@ Scale = Annotated[
 Dataset = Annotated[
     str | None, typer.Option(help="A file of params/datasets/, for one try.", show_default="the scale's")
 ]
+
+
+@app.callback()
+def _one_verb(context: typer.Context) -> None:
+    verb = context.invoked_subcommand
+    if launched() > 1 and verb not in SHARED:
+        raise UserError(f"noisebox {verb} runs in one process; of all verbs, {' and '.join(SHARED)} share their work")
 
 
 def checkpoint_of(lineage: str, seed: int, scale: str | None = None, dataset: str | None = None) -> Path:
@@ -51,14 +60,20 @@ def prepare_try(dataset: str, family: str) -> None:
 
 
 def say(line: str) -> None:
-    """One line to standard output."""
-    typer.echo(line)
+    """One line to standard output, however many processes there are."""
+    if speaks():
+        typer.echo(line)
 
 
 @contextmanager
 def logged(verb: str, *subject: str) -> Iterator[None]:
-    """Keep what a verb logs in `logs/<verb>/<subject>.log` as well; a mistake or a bug ends up there too."""
+    """Keep what a verb logs in `logs/<verb>/<subject>.log` as well; a mistake or a bug ends up there too. Of several
+    processes the first one logs."""
     logger = logging.getLogger("noisebox")
+    if not speaks():
+        logger.setLevel(logging.CRITICAL)
+        yield
+        return
     logger.setLevel(logging.INFO)
     file, console = _log_file(Path(graph.log_file(verb, *subject))), logging.StreamHandler(sys.stderr)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

@@ -7,18 +7,21 @@ import typer
 
 from noisebox import graph
 from noisebox.cli.app import Dataset, Lineage, Scale, Seed, app, checkpoint_of, logged, say
+from noisebox.cli.launch import Processes, shared
 from noisebox.errors import UserError
 
 
 @app.command()
-def evaluate(lineage: Lineage, seed: Seed = 0, scale: Scale = None, dataset: Dataset = None) -> None:
+def evaluate(
+    lineage: Lineage, seed: Seed = 0, scale: Scale = None, dataset: Dataset = None, processes: Processes = None
+) -> None:
     """Evaluate a checkpoint: all that the protocols ask of its lineage.
 
     With --scale or --dataset, that of the try of the same options; what comes of it lies in evaluation/ beside it.
     """
     from noisebox.config import load_experiment
 
-    with logged("evaluate", lineage, graph.try_name(seed, scale, dataset)):
+    with shared(processes, scale), logged("evaluate", lineage, graph.try_name(seed, scale, dataset)):
         experiment = load_experiment()
         path = checkpoint_of(graph.Lineage.parse(lineage).name, seed, scale, dataset)
 

@@ -8,6 +8,7 @@ import typer
 
 from noisebox import graph
 from noisebox.cli.app import Dataset, Lineage, Scale, Seed, app, checkpoint_of, logged, prepare_try, say
+from noisebox.cli.launch import Processes, in_turn, shared
 
 
 @app.command()
@@ -64,6 +65,7 @@ def train(
     ] = "refuse",
     profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps instead; no run is touched.")] = False,
     profile_steps: Annotated[int, typer.Option(help="Steps to trace.", min=1)] = 5,
+    processes: Processes = None,
 ) -> None:
     """Train a lineage with one seed, or go on with a killed run.
 
@@ -96,7 +98,7 @@ def train(
     tried = bool(overrides or scale)
     folder = graph.try_folder(lineage, which) if tried else graph.run_folder(lineage, seed)
     run = output_dir or Path(folder)
-    with logged("try" if tried else "train", lineage, which):
+    with shared(1 if profile else processes, scale), logged("try" if tried else "train", lineage, which):
         config = resolve(lineage, seed, scale or load_experiment().scale, overrides=overrides)
         if tried or output_dir:
             said = ", ".join(f"{key} {value}" for key, value in overrides.items())
@@ -106,8 +108,8 @@ def train(
         mentor = teacher_of(lineage, seed, place=partial(graph.checkpoint, scale=scale, dataset=dataset))
         teacher = Path(mentor) if mentor else None
         if tried:
-            prepare_try(config.dataset, config.family)
-        task = open_task(config)
+            in_turn(lambda: prepare_try(config.dataset, config.family))
+        task = in_turn(lambda: open_task(config))
         if config.solver.batch_size == AUTO:
             from noisebox.training.batch_size import with_largest_batch
 

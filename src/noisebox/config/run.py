@@ -126,11 +126,13 @@ class ImageConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What a cluster is asked for, per training or evaluation job."""
+    """What a cluster is asked for, per training or evaluation job; `processes` share it, each with the scale's threads
+    and, on GPUs, one of them."""
 
     mem_mb: Positive = 4000
     runtime: Positive = 60
     gpu: Count = 0
+    processes: Positive = 1
 
 
 class SmokeConfig(Section):

@@ -16,6 +16,7 @@ from noisebox.data.depth import read_depth
 from noisebox.data.stream import made_ahead, places_of, scheduled_edge
 from noisebox.data.transforms import resized_hw
 from noisebox.errors import UserError
+from noisebox.processes import rows_of, share_of
 from noisebox.randomness import numpy_generator
 from noisebox.structures import BevBatch
 
@@ -95,15 +96,21 @@ def batch_of(samples: list[Sample], image_ids: list[int]) -> BevBatch:
 
 class TrainingBevBatches:
     """`batches[step]` is the batch of a training step, from 0, without end, each image mirrored with the probability
-    `image.flip`, drawn by the key (seed, "augment", step, image id), and resized where `image.resize_schedule` says."""
+    `image.flip`, drawn by the key (seed, "augment", step, image id), and resized where `image.resize_schedule` says.
+    `rank` of `world_size` processes gets its share of that batch, by `processes.rows_of`.
 
-    def __init__(self, split: BevSplit, config: RunConfig) -> None:
+    Raises UserError when the batch cannot be shared evenly by processes and accumulation steps.
+    """
+
+    def __init__(self, split: BevSplit, config: RunConfig, rank: int = 0, world_size: int = 1) -> None:
         self.config = config
+        self._rows = rows_of(config.solver.batch_size, config.solver.accumulate, rank, world_size)
         self.samples = BevSamples(split, depth_folder(split), config.image.cache_mib / max(1, config.workers))
 
     def __getitem__(self, step: int) -> BevBatch:
         config = self.config
-        places = places_of(config, step, len(self.samples.split))
+        whole = places_of(config, step, len(self.samples.split))
+        places = [whole[row] for row in self._rows]
         flips = (numpy_generator(config.seed, "augment", step, k).random() < config.image.flip for k in places)
         shown = [mirrored(self.samples[k]) if flip else self.samples[k] for k, flip in zip(places, flips, strict=True)]
         if edge := scheduled_edge(config, step, len(self.samples.split)):
@@ -132,7 +139,10 @@ def depth_folder(split: BevSplit) -> Path:
     return Path(graph.depth_folder(split.name.rpartition("/")[2]))
 
 
-def evaluation_batches(split: BevSplit, config: RunConfig, places: Sequence[int] | None = None) -> Iterator[BevBatch]:
-    """The batches of EvaluationBevBatches in their order, made ahead by `config.workers` processes if any."""
+def evaluation_batches(
+    split: BevSplit, config: RunConfig, places: Sequence[int] | None = None, shared: bool = False
+) -> Iterator[BevBatch]:
+    """The batches of EvaluationBevBatches in their order, made ahead by `config.workers` processes if any; where they
+    are `shared` by processes, the share of this one."""
     batches = EvaluationBevBatches(split, config, places)
-    return made_ahead(batches, range(len(batches)), config.workers)
+    return made_ahead(batches, share_of(len(batches)) if shared else range(len(batches)), config.workers)

@@ -11,7 +11,7 @@ from noisebox.config.families import sections_of
 from noisebox.data.coco import CocoSplit, ImageRecord, read_image
 from noisebox.data.stream import made_ahead, places_of, scheduled_edge
 from noisebox.data.transforms import View, evaluation_view, resized, shown, targets_in, training_view
-from noisebox.errors import UserError
+from noisebox.processes import rows_of, share_of
 from noisebox.structures import Batch, Targets
 
 STRIDE = 32  # images are padded to a multiple of it, so that every level of the feature pyramid divides
@@ -21,39 +21,34 @@ class TrainingBatches:
     """`batches[step]` is the batch of a training step, from 0, without end.
 
     The split's images form one stream: epoch after epoch, each a permutation drawn by the key (seed, "order", epoch).
-    Step k takes the k-th `solver.batch_size` of the stream, so a batch may span epochs. `rank` of `world_size` devices
-    gets its share of that batch, neighbouring images, padded to the size of the whole: what a device computes of an
-    image does not depend on how many there are. Crowds are no objects. The images as stored, which a family that looks
-    closer wants, are those of the cache, not copies.
+    Step k takes the k-th `solver.batch_size` of the stream, so a batch may span epochs. `rank` of `world_size`
+    processes gets its share of that batch, by `processes.rows_of`, padded to the size of the whole: what is computed of
+    an image does not depend on how many there are. Crowds are no objects. The images as stored, which a family that
+    looks closer wants, are those of the cache, not copies.
 
-    Raises UserError when the batch cannot be shared evenly by devices and accumulation steps.
+    Raises UserError when the batch cannot be shared evenly by processes and accumulation steps.
     """
 
     def __init__(self, split: CocoSplit, config: RunConfig, rank: int = 0, world_size: int = 1) -> None:
-        solver = config.solver
-        if solver.batch_size % (world_size * solver.accumulate):
-            raise UserError(
-                f"solver.batch_size {solver.batch_size} cannot be shared by {world_size} devices, each in accumulate "
-                f"{solver.accumulate} parts; make it a multiple of {world_size * solver.accumulate}"
-            )
         self.split, self.config = split, config
-        self.rank, self.world_size = rank, world_size
+        self._rows = rows_of(config.solver.batch_size, config.solver.accumulate, rank, world_size)
         self._closer = sections_of(config.family).looks_closer
         self._images = _Images(config.image, config.image.cache_mib / max(1, config.workers), self._closer)
 
     def __getitem__(self, step: int) -> Batch:
-        share = self.config.solver.batch_size // self.world_size
-        return self.rows(step, slice(self.rank * share, (self.rank + 1) * share))
+        return self.rows(step, self._rows)
 
-    def rows(self, step: int, own: slice) -> Batch:
+    def rows(self, step: int, own: Sequence[int]) -> Batch:
         """Those rows alone of the whole batch of a step."""
         config = self.config
         records = self._records(step)
         edge = scheduled_edge(config, step, len(self.split))
         image = config.image.model_copy(update={"train_short_edges": [edge]}) if edge else config.image
         views = [training_view(r.height, r.width, image, config.seed, step, r.id) for r in records]
-        images = [self._images(record, view) for record, view in zip(records[own], views[own], strict=True)]
-        return _batch(records[own], views[own], images, _padded_hw(views), self._closer)
+        padded_hw = _padded_hw(views)
+        records, views = [records[row] for row in own], [views[row] for row in own]
+        images = [self._images(record, view) for record, view in zip(records, views, strict=True)]
+        return _batch(records, views, images, padded_hw, self._closer)
 
     def _records(self, step: int) -> list[ImageRecord]:
         """The images of the whole batch."""
@@ -92,10 +87,11 @@ def training_loader(batches: TrainingBatches, start: int, stop: int, workers: in
     return made_ahead(batches, range(start, stop), workers)
 
 
-def evaluation_batches(split: CocoSplit, config: RunConfig) -> Iterator[Batch]:
-    """The batches of `EvaluationBatches` in their order, made ahead by `config.workers` processes if any."""
+def evaluation_batches(split: CocoSplit, config: RunConfig, shared: bool = False) -> Iterator[Batch]:
+    """The batches of `EvaluationBatches` in their order, made ahead by `config.workers` processes if any; of those that
+    are `shared` by processes the share of this one."""
     batches = EvaluationBatches(split, config)
-    return made_ahead(batches, range(len(batches)), config.workers)
+    return made_ahead(batches, share_of(len(batches)) if shared else range(len(batches)), config.workers)
 
 
 class _Images:

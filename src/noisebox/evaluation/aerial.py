@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from noisebox import graph
+from noisebox import graph, processes
 from noisebox.config import ExperimentConfig, RunConfig
 from noisebox.data.coco import CocoSplit, ImageRecord
 from noisebox.data.loader import evaluation_batches
@@ -31,6 +31,8 @@ def evaluate_run(
     """What `noisebox evaluate` does: all that the experiment asks of the lineage."""
     config, line = task.config, experiment.aerial
     evaluate(model, config, checkpoint, line.asked(), line.pictures, task.val, classes)
+    if not processes.first():
+        return
     folder = Path(graph.evaluation_of(checkpoint.as_posix(), config.lineage, config.seed))
     write_looks(folder / "looks.npz", model, config, task.val, task.val.images[: line.pictures], crops=any(line.crops))
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from noisebox import graph
+from noisebox import graph, processes
 from noisebox.config import ExperimentConfig, RunConfig, Sampling
 from noisebox.config.experiment import BevLine
 from noisebox.data.bev import BevSplit
@@ -37,6 +37,7 @@ from noisebox.progress import Progress
 from noisebox.structures import BevBatch
 from noisebox.tasks.bev import BevTask
 
+Key = tuple[int, Sampling]
 Maps = dict[int, np.ndarray[Any, np.dtype[np.uint8]]]
 
 
@@ -46,9 +47,9 @@ class Measurement:
     images asked for the maps of predicted label values; `seconds_per_image` by sampling: the encoder's share of one
     image plus one eval seed's share of the sampling."""
 
-    counts: dict[tuple[int, Sampling], Counts]
-    metrics: dict[tuple[int, Sampling], SegmentationMetrics] = field(default_factory=dict)
-    maps: dict[tuple[int, Sampling], Maps] = field(default_factory=dict)
+    counts: dict[Key, Counts]
+    metrics: dict[Key, SegmentationMetrics] = field(default_factory=dict)
+    maps: dict[Key, Maps] = field(default_factory=dict)
     seconds_per_image: dict[Sampling, float] = field(default_factory=dict)
 
 
@@ -62,7 +63,8 @@ def measure(
     places: Sequence[int] | None = None,
 ) -> Measurement:
     """Evaluate a model in every way asked on the images at `places` of a split, by default all; the maps of those
-    `pictured` are kept. The model is left in the mode it came in."""
+    `pictured` are kept. Each process takes a share of the batches, and all get the whole. The model is left in the mode
+    it came in."""
     keys = [(seed, sampling) for sampling, eval_seeds in asked.items() for seed in eval_seeds]
     labels = config.model.labels
     names = predicted_names(split.classes, labels)
@@ -76,11 +78,19 @@ def measure(
                     stored = map_ + labels.values(len(split.classes)).start
                     measured.maps[seed, sampling][image_id] = stored.numpy().astype(np.uint8)
 
-    batches = evaluation_batches(split, config, places)
+    batches = evaluation_batches(split, config, places, shared=True)
     measured.seconds_per_image = timed_pass(model, batches, config, asked, model.segment, keep, progress)
+    measured.counts, measured.maps = _of_all(measured.counts, measured.maps)
     for key, counts in measured.counts.items():
         measured.metrics[key] = segmentation_metrics(confusion(counts, labels), names)
     return measured
+
+
+def _of_all(counts: dict[Key, Counts], maps: dict[Key, Maps]) -> tuple[dict[Key, Counts], dict[Key, Maps]]:
+    """The counts and maps of the images of all processes."""
+    every = processes.gathered((counts, maps))
+    summed = {key: sum((each[key] for each, _ in every[1:]), every[0][0][key]) for key in counts}
+    return summed, {key: {place: map_ for _, each in every for place, map_ in each[key].items()} for key in maps}
 
 
 def evaluate_run(
@@ -104,6 +114,8 @@ def evaluate(
     placed(model, config)
     with Progress(f"evaluate {config.lineage} seed{config.seed}", len(split.frames)) as progress:
         measured = measure(model, split, config, asked, progress, pictured)
+    if not processes.first():
+        return
     rows = partial(result_rows, config, split, measured)
     folder = write_evidence(config, checkpoint, asked, measured.seconds_per_image, rows)
     write_json(folder / "confusion.json", _confusions(config, split, measured))
@@ -136,7 +148,7 @@ def result_rows(
 
 def measured_rows(
     model: Segmenter, split: BevSplit, config: RunConfig, asked: Asked, evidence: dict[str, str], label: str
-) -> dict[tuple[int, Sampling], dict[str, Any]]:
+) -> dict[Key, dict[str, Any]]:
     """The rows of results.tsv that a checkpoint gives, by (eval seed, sampling)."""
     with Progress(label, len(split.frames)) as progress:
         measured = measure(model, split, config, asked, progress)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from noisebox import processes
 from noisebox.config import ExperimentConfig, RunConfig, Sampling
 from noisebox.data.coco import CocoSplit
 from noisebox.evaluation.breakdown import breakdown
@@ -52,6 +53,8 @@ def evaluate(
     label = f"evaluate {config.lineage} seed{config.seed}"
     with Progress(label, len(split.images)) as progress:
         measured = measure(model, split, config, asked, progress)
+    if not processes.first():
+        return
     rows = partial(result_rows, config, split, measured)
     folder = write_evidence(config, checkpoint, asked, measured.seconds_per_image, rows)
     write_json(folder / "detections.json", pictures(split, pictured_images, asked, measured))

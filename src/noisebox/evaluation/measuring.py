@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from noisebox import processes
 from noisebox.config import RunConfig, Sampling
 from noisebox.progress import Progress
 
@@ -46,7 +47,8 @@ def timed_pass(
     """Put every batch through the encoder once, and what it gave through `answer(encoded, batch, eval seeds, sampling)`
     in every way asked; `keep(batch, sampling, answer)` is not timed. The model is left in the mode it came in.
 
-    Returns the seconds of an image in each way: the encoder's share plus one eval seed's share of the sampling.
+    Returns the seconds of an image in each way, over all processes: the encoder's share plus one eval seed's share of
+    the sampling.
     """
     images, encoding, sampled = 0, 0.0, dict.fromkeys(asked, 0.0)
     was_training = model.training
@@ -65,8 +67,12 @@ def timed_pass(
                 keep(batch, sampling, given)
             images += len(batch)
             if progress:
-                progress.advance(len(batch))
+                about = len(batch) * processes.count()  # the others are about as far
+                progress.advance(min(about, progress.total - progress.done))
     model.train(was_training)
+    took = processes.gathered((images, encoding, *sampled.values()))
+    images, encoding, *ways = (sum(of) for of in zip(*took, strict=True))
+    sampled = dict(zip(asked, ways, strict=True))
     return {
         sampling: encoding / images + seconds / (images * len(asked[sampling])) for sampling, seconds in sampled.items()
     }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from noisebox import processes
 from noisebox.config import RunConfig, Sampling
 from noisebox.data.coco import CocoSplit, Federated
 from noisebox.data.loader import evaluation_batches
@@ -41,7 +42,8 @@ class Measurement:
 def measure(
     model: "Detector", split: CocoSplit, config: RunConfig, asked: Asked, progress: Progress | None = None
 ) -> Measurement:
-    """Evaluate a model on a split in every way asked; the model is left in the mode it came in."""
+    """Evaluate a model on a split in every way asked, each process a share of the batches; all get the whole. The model
+    is left in the mode it came in."""
     keys = [(seed, sampling) for sampling, eval_seeds in asked.items() for seed in eval_seeds]
     measured = Measurement(detections={key: {} for key in keys})
 
@@ -53,11 +55,26 @@ def measure(
                 kept = judged(own, split.federated, image) if split.federated else counted(own)
                 measured.detections[seed, sampling][image] = kept
 
-    batches = evaluation_batches(split, config)
+    batches = evaluation_batches(split, config, shared=True)
     measured.seconds_per_image = timed_pass(model, batches, config, asked, model.detect, keep, progress)
     for key in keys:
+        measured.detections[key] = _of_all(measured.detections[key])
         measured.metrics[key] = coco_metrics(split, measured.detections[key])
     return measured
+
+
+def _of_all(found: dict[int, Detections]) -> dict[int, Detections]:
+    """The detections of all processes, by image id, in the order in which one process alone finds them."""
+    if processes.count() == 1:
+        return found
+    sizes = [len(each.scores) for each in found.values()]
+    rows = [vars(each).values() for each in found.values()]
+    columns = [torch.cat(column) for column in zip(*rows, strict=True)]  # three tensors travel faster than thousands
+    every: dict[int, Detections] = {}
+    for images, counts, of_images in processes.gathered((list(found), sizes, columns)):
+        parts = zip(*(torch.split(column, counts) for column in of_images), strict=True)
+        every |= {image: Detections(*part) for image, part in zip(images, parts, strict=True)}
+    return every
 
 
 def counted(found: Detections) -> Detections:

@@ -140,7 +140,7 @@ class NoiseboxDataset(Dataset[dict[str, Any]]):
         if not self.training:
             return _sample(self._images[place])
         step, row = divmod(place, self.batch_size)
-        return _sample(self._stream.rows(step, slice(row, row + 1)))
+        return _sample(self._stream.rows(step, [row]))
 
 
 @METRICS.register_module()

@@ -38,8 +38,9 @@ class Model(nn.Module, ABC):
         """The weighted loss terms of one training step, named `loss_…`, or `L…` after a paper's symbol: scalars
         to be summed. Other names are monitors: written to metrics.csv, not minimised.
 
-        Every random number is keyed by (seed, purpose, step, image id), so the terms do not depend on how a global
-        batch is spread over devices or accumulation steps, but for the normalisation by the number of objects.
+        Every random number is keyed by (seed, purpose, step, image id), so the terms do not depend on how a
+        batch is spread over accumulation steps, but for the normalisation by the number of objects. Over processes
+        that number is the same, see `processes.norm`: the mean of their terms is the term of the whole batch.
         """
 
     @abstractmethod

@@ -52,7 +52,7 @@ class Task(Protocol):
         """The batch of a training step."""
 
     def batches(self, start: int, stop: int) -> "Iterator[Examples]":
-        """The batches of the steps from `start` up to, not including, `stop`."""
+        """The batches of the steps from `start` up to, not including, `stop`; of each the share of this process."""
 
     def measured(self, model: Any) -> dict[str, float]:
         """A model's metrics by name on the validation split, in the cheapest way that the task knows."""
@@ -140,8 +140,12 @@ def evaluate_run(
     Raises UserError when it cannot be evaluated as the experiment asks, the dataset has other classes, or another
     process evaluates the same run.
     """
-    task = open_task(config)
+    from noisebox import processes
+
+    task = processes.in_turn(lambda: open_task(config))
     folder = Path(graph.evaluation_of(checkpoint.as_posix(), config.lineage, config.seed))
-    with only_here(folder / "lock", f"{folder} is being made"):
-        clear_unfinished(folder)
+    claim = only_here(folder / "lock", f"{folder} is being made")
+    with processes.company(), processes.held_by_the_first(claim):
+        if processes.first():
+            clear_unfinished(folder)
         import_module(EVALUATIONS[config.family]).evaluate_run(model, task, checkpoint, experiment, classes)

@@ -42,10 +42,12 @@ class BevTask:
         return TrainingBevBatches(self.train, self.config)[step]
 
     def batches(self, start: int, stop: int) -> "Iterator[BevBatch]":
+        from noisebox import processes
         from noisebox.data.bev_loader import TrainingBevBatches
         from noisebox.data.stream import made_ahead
 
-        return made_ahead(TrainingBevBatches(self.train, self.config), range(start, stop), self.config.workers)
+        batches = TrainingBevBatches(self.train, self.config, processes.number(), processes.count())
+        return made_ahead(batches, range(start, stop), self.config.workers)
 
     def measured(self, model: Any) -> dict[str, float]:
         """The mIoU at one sampling step under eval seed 0."""

@@ -44,9 +44,11 @@ class DetectionTask:
         return TrainingBatches(self.train, self.config)[step]
 
     def batches(self, start: int, stop: int) -> "Iterator[Batch]":
+        from noisebox import processes
         from noisebox.data.loader import TrainingBatches, training_loader
 
-        return training_loader(TrainingBatches(self.train, self.config), start, stop, self.config.workers)
+        batches = TrainingBatches(self.train, self.config, processes.number(), processes.count())
+        return training_loader(batches, start, stop, self.config.workers)
 
     def measured(self, model: Any) -> dict[str, float]:
         """COCO's metrics at one sampling step under eval seed 0."""

@@ -12,6 +12,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from noisebox import processes
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.models import build_model
@@ -26,13 +27,15 @@ SHARE = 0.9  # of the memory
 def with_largest_batch(task: Task, run: Path) -> Task:
     """The task with the batch size that its run was begun with or, in a new run, the largest that fits.
 
-    Raises UserError on a CPU, whose processes are killed where a GPU says that its memory is full, and when not even
-    one image for each accumulation step fits.
+    Raises UserError where several processes share a batch, on a CPU, whose processes are killed where a GPU says that
+    its memory is full, and when not even one image for each accumulation step fits.
     """
     begun = _begun(run)
     if begun and with_batch_size(task, begun.solver.batch_size).config == begun:
         return with_batch_size(task, begun.solver.batch_size)
     config = task.config
+    if processes.count() > 1:
+        raise UserError("solver.batch_size auto is found by one process; give a number where several share a batch")
     if config.device != "cuda":
         raise UserError(
             "solver.batch_size auto needs device cuda, which tells when memory is full; on cpu give a number"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from noisebox import graph
+from noisebox import graph, processes
 from noisebox.errors import UserError
 from noisebox.files import clear_unfinished, only_here, second_name
 from noisebox.training.checkpoint import load_checkpoint, save_checkpoint
@@ -28,13 +28,15 @@ log = logging.getLogger("noisebox")
 
 @contextmanager
 def claimed(run: Path) -> Iterator[Path]:
-    """Yield `run/work` for this process alone; the kernel lets go of the claim however the process ends.
+    """Yield `run/work` for this process, and those it shares a training with, alone; the kernel lets go of the claim
+    however the first of them ends.
 
     Raises UserError when another process holds it, or the folder cannot be written.
     """
-    with only_here(run / WORK / LOCK, f"{run} is being trained"):
-        clear_unfinished(run)
-        clear_unfinished(run / WORK)
+    with processes.held_by_the_first(only_here(run / WORK / LOCK, f"{run} is being trained")):
+        if processes.first():
+            clear_unfinished(run)
+            clear_unfinished(run / WORK)
         yield run / WORK
 
 

@@ -2,7 +2,8 @@
 
 Killed at any instant and started again, it ends at the same bytes (but for `run.json`, which tells the time): batches,
 noise and learning rate are functions of the step, `work/last.pth` holds everything else, and every file is written
-whole or not at all. Asked to end by a signal, it saves first; see docs/faults.md.
+whole or not at all. Asked to end by a signal, it saves first; see docs/faults.md. Where several processes share it, the
+first one writes; what one meets, a signal or a mistake, is told to all between two steps; see docs/processes.md.
 """
 
 import logging
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from noisebox import graph
+from noisebox import graph, processes
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.files import write_text
@@ -55,7 +56,8 @@ def train(
 ) -> None:
     """Train, or go on with, one run, and publish `graph.run_files` in the folder `run`.
 
-    `batches(start, stop)` gives the batches of the steps start … stop - 1, each a function of its step. `validate`
+    `batches(start, stop)` gives the batches of the steps start … stop - 1, each a function of its step, or of each the
+    share of this process. `validate`
     gives a model's `metric`, higher is better; it is asked every `solver.eval_every` steps and after the last.
     `parent` is the checkpoint to start from, `teacher` the one to learn from where the configuration distils. `root` is
     the repository, for the hashes of the code and the commit. `images`, how many make an epoch, is needed where
@@ -68,38 +70,46 @@ def train(
     """
     if config.distill and teacher is None:
         raise UserError(f"{config.lineage} distils, so it needs a teacher's checkpoint")
-    with claimed(run) as work:
-        detector = build_model(config, len(classes), fetch_weights=parent is None)
-        mentor, its_config = load_teacher(teacher, config, detector, classes) if teacher else (None, None)
-        loaded = _warm_start(config, detector, parent)
-        inputs = fingerprint(config.family, parent, teacher, data_hash, root)
+    with processes.company(), claimed(run) as work:
+        with processes.agreed():
+            detector = build_model(config, len(classes), fetch_weights=parent is None)
+            mentor, its_config = load_teacher(teacher, config, detector, classes) if teacher else (None, None)
+            loaded = _warm_start(config, detector, parent)
+            inputs = fingerprint(config.family, parent, teacher, data_hash, root)
         training = _Training(config, classes, Trainer(config, detector, mentor), inputs, work, metric)
         resumed = training.resume(if_changed)
-        training.describe()
         facts = _facts(config, inputs) | _descent(parent, loaded, inputs) | _lesson(config, teacher, its_config, inputs)
         facts |= {"changes": training.changes}
         record = Record(work / "run.json", facts | environment(config, root), resumed)
-        record.write()
+        with processes.agreed():
+            if processes.first():
+                training.describe()
+                record.write()
         solver = config.solver
         label = f"{config.lineage} seed{config.seed}"
         with Progress(label, solver.iterations, training.step) as progress, held_back() as held:
             remaining = range(training.step, solver.iterations)
-            for _, batch in zip(remaining, batches(training.step, solver.iterations), strict=True):
+            stream = processes.together(batches(training.step, solver.iterations))
+            for _, batch in zip(remaining, stream, strict=True):
                 loss = training.advance(batch)
                 training.keep_epoch(images)
                 evaluating = training.due(solver.eval_every)
                 if evaluating and validate:
                     training.validate(validate)
-                signal = held.number
+                signal = processes.highest(held.number or 0)
                 if evaluating or training.due(solver.checkpoint_every) or signal:
-                    training.save()
-                    record.write()
+                    with processes.agreed():
+                        if processes.first():
+                            training.save()
+                            record.write()
                 progress.advance(1, loss=loss)
                 if signal:
                     raise Interrupted(signal, f"{run} is saved at iteration {training.step}, run again to go on")
-        training.finish()
-        record.write()
-        publish(run, graph.run_files(graph.line_of(config.family)))
+        with processes.agreed():
+            if processes.first():
+                training.finish()
+                record.write()
+                publish(run, graph.run_files(graph.line_of(config.family)))
 
 
 class _Training:
@@ -125,7 +135,7 @@ class _Training:
     def resume(self, if_changed: IfChanged) -> bool:
         """Go on from `work/last.pth` if it was made from the same inputs, or is to be gone on with all the same;
         otherwise empty `work/`."""
-        state = load_last(self.work)
+        state = processes.in_turn(lambda: load_last(self.work))
         if state is not None:
             now = {"config": self.config.model_dump(mode="json"), **self.inputs}
             before = {"config": state.get("config"), **state.get("fingerprint", {})}
@@ -143,7 +153,8 @@ class _Training:
                     f"{refusal}; add --if-changed resume to go on with the new one, --if-changed fresh to start anew"
                 )
             log.warning(refusal)
-        clear(self.work)
+        if processes.first():
+            clear(self.work)
         return False
 
     def advance(self, batch: Examples) -> float:
@@ -182,12 +193,13 @@ class _Training:
         score = -math.inf if math.isnan(value) else value
         if self.best is None or score > self.best:
             self.best = score
-            save_checkpoint(self.best_file, self._result())
+            if processes.first():
+                save_checkpoint(self.best_file, self._result())
 
     def keep_epoch(self, images: int | None) -> None:
         """Write `checkpoint_epoch_N.pth` when an epoch that is to be kept ended with this step."""
         solver = self.config.solver
-        if images and solver.checkpoint_epochs:
+        if images and solver.checkpoint_epochs and processes.first():
             before, ended = (solver.epochs_in(step, images) for step in (self.step - 1, self.step))
             kept = ended // solver.checkpoint_epochs * solver.checkpoint_epochs
             if kept > before:

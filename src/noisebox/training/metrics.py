@@ -9,14 +9,16 @@ trainings write equal files.
 from pathlib import Path
 from typing import Any
 
+from noisebox import processes
 from noisebox.errors import UserError
 from noisebox.files import write_text
 from noisebox.training.step import summed
 
 
 class Metrics:
-    """The growing file at `path`; a term that came only when the training was gone on with under another configuration
-    is in the loss, but has no column. `phase` is the name of the recipe, `metric` that of what validation measures."""
+    """The growing file at `path`, which the first of several processes writes; a term that came only when the training
+    was gone on with under another configuration is in the loss, but has no column. `phase` is the name of the recipe,
+    `metric` that of what validation measures."""
 
     def __init__(self, path: Path, phase: str, metric: str) -> None:
         self.path, self.phase, self.metric = path, phase, metric
@@ -30,7 +32,8 @@ class Metrics:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: what the file holds beyond it is cut."""
         self.text, self._sums, self._count = state["text"], dict(state["sums"]), state["count"]
-        write_text(self.path, self.text)
+        if processes.first():
+            write_text(self.path, self.text)
 
     def add(self, terms: dict[str, float]) -> None:
         """Take one step's terms into the next row."""
@@ -64,8 +67,9 @@ class Metrics:
     def _append(self, cells: list[str]) -> None:
         row = ",".join(cells) + "\n"
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(row)
+            if processes.first():
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(row)
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}); mend that and run again") from None
         self.text += row

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from noisebox import graph
+from noisebox import graph, processes
 from noisebox.config import RunConfig
 from noisebox.files import sha256, write_json
 
@@ -28,19 +28,22 @@ HARMLESS = (
     "config.image.cache_mib",  # where images wait
     "config.smoke.iterations",  # another run
     "config.smoke.images",
+    "processes",  # who computes which part of a batch: the same, but for rounding
 )
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "noisebox")
 
 
 def fingerprint(family: str, parent: Path | None, teacher: Path | None, data_hash: str, root: Path) -> dict[str, Any]:
     """What the bytes of a training's result depend on besides its configuration: the hashes of the parent's and the
-    teacher's checkpoints, of the data and of each file of code behind `noisebox train`."""
+    teacher's checkpoints, of the data and of each file of code behind `noisebox train`, and how many processes share
+    it."""
     code = [name for name in graph.code_files("train", family, root) if (root / name).exists()]
     return {
         "parent": sha256(parent) if parent else None,
         "teacher": sha256(teacher) if teacher else None,
         "data": data_hash,
         "code": {name: sha256(root / name) for name in code},
+        "processes": processes.count(),
     }
 
 
@@ -59,7 +62,7 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
         return None
     first = changed[0]
     words = f"{first} changed"
-    if first.startswith("config."):
+    if first.startswith(("config.", "processes")):
         words = f"{first.removeprefix('config.')} was {old.get(first)}, is now {new.get(first)}"
     return words + (f", and {len(changed) - 1} more" if changed[1:] else "")
 
@@ -111,6 +114,7 @@ def environment(config: RunConfig, root: Path) -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if config.device == "cuda" else None,
         },
         "threads": config.threads,
+        "processes": processes.count(),
     }
 
 

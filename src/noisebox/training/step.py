@@ -2,14 +2,17 @@
 
 import math
 import os
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
+from noisebox import processes
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.machine import compile_parts, prepare
@@ -43,8 +46,8 @@ class Trainer:
         train_mode(detector)
 
     def update(self, batch: Examples, step: int) -> dict[str, float]:
-        """Take the optimiser step number `step` (from 0); returns the loss terms and what else the detector monitors,
-        averaged over the micro-batches.
+        """Take the optimiser step number `step` (from 0), on this process's share of its batch; returns the loss terms
+        of the whole batch and what else the detector monitors, averaged over the micro-batches.
 
         Raises UserError when a loss term or the gradient is not finite; the weights are then as they were.
         """
@@ -57,8 +60,8 @@ class Trainer:
             # With several processes, gradients need to be exchanged only after the last micro-batch.
             with nullcontext() if index == solver.accumulate else self.accelerator.no_sync(self._model):
                 terms = self._model(part.to(self.accelerator.device), self.config.seed, step)
-                values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
-                for name, value in values.items():
+                values = processes.mean(torch.stack(list(terms.values()))).tolist()
+                for name, value in zip(terms, values, strict=True):
                     if is_loss(name) and not math.isfinite(value):
                         raise self._not_finite(f"loss term {name}", value, step)
                     sums[name] = sums.get(name, 0.0) + value / solver.accumulate
@@ -139,4 +142,8 @@ def _accelerator(config: RunConfig) -> Accelerator:
     # Accelerate keeps its settings for the whole process; another training in it may have had others.
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = {"fp32": "no"}.get(config.precision, config.precision)
-    return Accelerator(cpu=config.device == "cpu", mixed_precision=precision)
+    # Some losses leave parameters out. Looking for them, DDP also sums gradients in the same groups from its first step
+    # on; else a resumed training would round otherwise.
+    ways = DistributedDataParallelKwargs(find_unused_parameters=True)
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+    return Accelerator(cpu=config.device == "cpu", mixed_precision=precision, kwargs_handlers=[ways])

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from noisebox.config.bev import BevConfig, LiftConfig
 from noisebox.errors import UserError
+from noisebox.processes import norm
 
 IGNORED = -1
 
@@ -42,17 +43,17 @@ def class_targets(labels: Tensor, image_ids: Sequence[int], labelled: int, confi
 
 def weighted_cross_entropy(logits: Tensor, targets: Tensor, class_weights: Tensor | None) -> Tensor:
     """Cross-entropy of `logits` (B, K, rows, columns) with `targets` (B, rows, columns): the mean over all cells that
-    are not IGNORED, each weighted by its class's weight; 0 where there is none."""
+    are not IGNORED, of all processes, each weighted by its class's weight; 0 where there is none."""
     logits = logits.float()
     weights = logits.new_ones(logits.shape[1]) if class_weights is None else class_weights
     total = F.cross_entropy(logits, targets, weights, ignore_index=IGNORED, reduction="sum")
     weight = torch.where(targets == IGNORED, 0.0, weights[targets.clamp(min=0)]).sum()
-    return total / weight.clamp(min=torch.finfo(torch.float32).tiny)
+    return total / norm(weight, torch.finfo(torch.float32).tiny)
 
 
 def depth_loss(depth_logits: Tensor, gt_depth: Tensor, gt_depth_mask: Tensor, lift: LiftConfig) -> Tensor:
     """Cross-entropy of the depth distribution with the bin of the nearest return in each feature cell (BEVDepth, Li et
-    al. 2023), the mean over cells with a return between `near` and `far`; 0 where there is none.
+    al. 2023), the mean over cells with a return between `near` and `far`, of all processes; 0 where there is none.
 
     `depth_logits`: (B, D, h, w). `gt_depth`: (B, 1, H, W) metres, true where `gt_depth_mask` is.
     """
@@ -61,7 +62,7 @@ def depth_loss(depth_logits: Tensor, gt_depth: Tensor, gt_depth_mask: Tensor, li
     known = (bins >= 0) & (bins < lift.bins)
     targets = torch.where(known, bins, IGNORED).long()
     total = F.cross_entropy(depth_logits.float(), targets, ignore_index=IGNORED, reduction="sum")
-    return total / known.sum().clamp(min=1)
+    return total / norm(known.sum())
 
 
 def nearest_depth(gt_depth: Tensor, gt_depth_mask: Tensor, feature_hw: Sequence[int], stride: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
 
 from noisebox.config.detr import DetrLossConfig
-from noisebox.models.distributed import mean_over_processes
+from noisebox.processes import norm
 from noisebox.structures import Targets
 
 IMPOSSIBLE = 1e9  # the cost of a pair that has none because the prediction is not finite
@@ -59,9 +59,9 @@ def set_prediction_loss(output: Output, objects: Objects, config: DetrLossConfig
     """Weighted scalars `loss_ce`, `loss_bbox`, `loss_giou` of the last layer; with the auxiliary loss, the same with
     `_0`, `_1`, … of the layers before it.
 
-    Classes are a mean over all queries, weighted by class; the boxes' sums are divided by the number of objects in the
-    whole batch, over all processes. An object that is left without a query, because there are too few, counts in that
-    number alone.
+    Classes are a mean over all queries, weighted by class; the boxes' sums are divided by the number of objects; both
+    in the whole batch, over all processes. An object that is left without a query, because there are too few, counts in
+    that number alone.
     """
     if not config.auxiliary_loss:
         output = output.last_layer()
@@ -76,9 +76,9 @@ def set_prediction_loss(output: Output, objects: Objects, config: DetrLossConfig
     found, goals = boxes[layer, matches.image, matches.query], objects.boxes[matches.object]
     l1 = (found - goals).abs().sum(-1)
     giou = generalized_box_iou_loss(box_convert(found, "cxcywh", "xyxy"), box_convert(goals, "cxcywh", "xyxy"))
-    count = mean_over_processes(logits.new_tensor(len(objects.labels))).clamp(min=1)
+    count = norm(logits.new_tensor(len(objects.labels)))
     terms = {
-        "loss_ce": config.class_weight * classes.sum((1, 2)) / weight.sum((1, 2)),
+        "loss_ce": config.class_weight * classes.sum((1, 2)) / norm(weight.sum((1, 2)), 0),
         "loss_bbox": config.l1_weight * l1.sum(1) / count,
         "loss_giou": config.giou_weight * giou.sum(1) / count,
     }

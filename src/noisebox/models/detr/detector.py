@@ -15,6 +15,7 @@ from noisebox.errors import UserError
 from noisebox.models import BOX_MONITORS, Detector
 from noisebox.models.backbone import STRIDES, FeatureMaps
 from noisebox.models.detr.criterion import Objects, Output, set_prediction_loss
+from noisebox.processes import rows_of_all
 from noisebox.structures import Batch, Detections
 
 # The library builds its backbone with the rest; the smallest there is makes room for ours.
@@ -67,7 +68,7 @@ class Detr(Detector):
         output, image_whwh = self.encode(batch), _whwh(batch.sizes_hw)
         terms = set_prediction_loss(output, Objects.of(batch.targets, image_whwh), self.loss)
         sizes = output.boxes[-1, ..., 2:].detach() * image_whwh[:, None, :2]
-        return {**terms, **dict(zip(BOX_MONITORS, sizes.flatten(0, 1).median(0).values, strict=True))}
+        return {**terms, **dict(zip(BOX_MONITORS, rows_of_all(sizes.flatten(0, 1)).median(0).values, strict=True))}
 
     def check_sampling(self, sampling: Sampling) -> None:
         super().check_sampling(sampling)

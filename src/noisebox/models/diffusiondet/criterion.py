@@ -8,7 +8,7 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from noisebox.config.diffusiondet import LossConfig
 from noisebox.models.diffusiondet.head import HeadOutput
 from noisebox.models.diffusiondet.matcher import Matches, PaddedTargets, match, pairwise_iou
-from noisebox.models.distributed import mean_over_processes
+from noisebox.processes import norm
 
 # Attention below this costs no more: a sparse graph has edges that are exactly zero.
 LEAST_ATTENTION = 1e-8
@@ -44,7 +44,7 @@ def set_prediction_loss(
     if config.box_loss_iou_weight_power > 0:
         weight = _own_iou(boxes, goals) ** config.box_loss_iou_weight_power
         l1, giou = l1 * weight[..., None], giou * weight
-    count = mean_over_processes(matched.sum((1, 2)).to(logits.dtype)).clamp(min=1)
+    count = norm(matched.sum((1, 2)).to(logits.dtype))
     terms = {
         "loss_ce": config.class_weight * classes.sum((1, 2, 3)) / count,
         "loss_bbox": config.l1_weight * l1.sum((1, 2, 3)) / count,

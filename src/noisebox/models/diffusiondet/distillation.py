@@ -18,6 +18,7 @@ from noisebox.config.diffusiondet import DistillConfig, LossConfig, SamplerConfi
 from noisebox.diffusion.sampler import BoxSampler, Prediction, RowKey
 from noisebox.errors import UserError
 from noisebox.models.diffusiondet.head import HeadOutput, box_monitors
+from noisebox.processes import norm
 from noisebox.randomness import seed_of
 from noisebox.structures import Batch
 
@@ -112,9 +113,10 @@ def imitation(
     """How far the prediction is from the lesson, over the lesson's `top_k` most certain proposals, by default a
     fifth: boxes and classes.
 
-    Boxes: L1 in units of the image and generalised IoU, weighted as in the ordinary loss; a mean over proposals, each
-    weighing as much as the teacher is certain of it (its highest class score). Classes: the Kullback-Leibler divergence
-    of each class's Bernoulli distribution, summed, per unit of certainty. Both are 0 where prediction and lesson agree.
+    Boxes: L1 in units of the image and generalised IoU, weighted as in the ordinary loss; a mean over proposals of all
+    processes, each weighing as much as the teacher is certain of it (its highest class score). Classes: the
+    Kullback-Leibler divergence of each class's Bernoulli distribution, summed, per unit of certainty. Both are 0 where
+    prediction and lesson agree.
     """
     proposals = lesson.logits.shape[1]
     certainty, best = lesson.logits.sigmoid().amax(-1).topk(min(top_k or max(1, proposals // 5), proposals))
@@ -122,7 +124,7 @@ def imitation(
         values.gather(1, best[..., None].expand(-1, -1, values.shape[-1]))
         for values in (prediction.boxes_xyxy, lesson.boxes_xyxy, prediction.logits, lesson.logits)
     )
-    total = certainty.sum().clamp(min=1)
+    total = norm(certainty.sum())
     l1 = ((boxes - goals).abs() / image_whwh[:, None]).sum(-1)
     # A goal without an area overlaps nothing, not even itself.
     giou = generalized_box_iou_loss(boxes, goals) * (goals[..., 2:] > goals[..., :2]).all(-1)

@@ -18,6 +18,7 @@ from noisebox.models.yolc.heatmap import heatmap_targets, peaks
 from noisebox.models.yolc.losses import supervised_terms
 from noisebox.models.yolc.lsm import crowded_regions
 from noisebox.models.yolc.network import Network, Output
+from noisebox.processes import rows_of_all
 from noisebox.randomness import torch_generator
 from noisebox.structures import Batch, Detections, Targets
 
@@ -169,8 +170,8 @@ def _drawn(regions: Tensor, share: float, seed: int, step: int, image_id: int) -
 
 
 def _box_monitors(boxes_xyxy: Tensor) -> dict[str, Tensor]:
-    """Median width and height of boxes (G, 4) in pixels, nan where there are none."""
-    sizes = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    """Median width and height of boxes (G, 4) of all processes in pixels, nan where there are none."""
+    sizes = rows_of_all(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2])
     medians = sizes.median(0).values if len(sizes) else sizes.new_full((2,), torch.nan)
     return dict(zip(BOX_MONITORS, medians, strict=True))
 

@@ -1,1 +1,0 @@
-../../src/noisebox/models/distributed.py
