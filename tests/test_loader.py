@@ -219,8 +219,9 @@ def test_devices_and_parts_share_one_batch(split: CocoSplit, config: RunConfig) 
     for step in range(3):
         whole = TrainingBatches(split, config)[step]
         shares = [TrainingBatches(split, config, rank, 3)[step] for rank in range(3)]
-        assert all(same(joined(parts), whole) for parts in (shares, halves(whole)))
-        assert [len(part) for share in shares for part in halves(share)] == [2] * 6
+        assert same(joined(halves(whole)), whole)
+        for part, own in zip(halves(whole), zip(*map(halves, shares), strict=True), strict=True):
+            assert same(joined(list(own)), part) and [len(each) for each in own] == [2] * 3
     with pytest.raises(UserError, match=r"batch_size 12 cannot be shared by 5 devices.* a multiple of 10"):
         TrainingBatches(split, config, 0, 5)
 

@@ -5,21 +5,30 @@ lives in the module of its topic, and is added to the application when that is i
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from noisebox.cli import bench, check, data, evaluate, launch, project, report, search, train
 from noisebox.cli.app import app
 from noisebox.errors import UserError
-from noisebox.interrupt import Interrupted, listen
+from noisebox.interrupt import Interrupted, leave_to_parent, listen
 
-__all__ = ["app", "bench", "check", "data", "evaluate", "main", "project", "report", "search", "train"]
+__all__ = ["app", "bench", "check", "data", "evaluate", "main", "project", "report", "search", "told", "train"]
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence on standard error and exit code 2, a signal's end is one
-    with the code that shells give it."""
+    """Run the command line."""
     listen()
-    try:
+    with told():
         app(standalone_mode=True)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Inside, a user's mistake is one sentence on standard error and exit code 2, a signal's end is one with the code
+    that shells give it."""
+    try:
+        yield
     except Interrupted as end:
         _tell(end)
         raise
@@ -29,5 +38,7 @@ def main() -> None:
 
 
 def _tell(end: Exception | Interrupted) -> None:
+    if launch.launched() > 1:
+        leave_to_parent()  # the launcher ends the others by a signal, which may find this one on its way out
     if launch.may_tell():
         sys.stderr.write(f"noisebox: {end}\n")

@@ -58,6 +58,7 @@ def shared(processes: int | None, scale: str | None = None) -> Iterator[None]:
         raise UserError(f"--processes {processes}, but {world} were started by a launcher; leave it out")
     if not speaks():
         os.environ["NOISEBOX_PROGRESS"] = "none"
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of how gradients are exchanged, in every process
 
     from noisebox.processes import joined
 
@@ -88,7 +89,7 @@ def start(processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    logging.disable()  # the processes speak for themselves
     here = LaunchConfig(
         1, 1, processes, run_id="here", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
     )

@@ -70,6 +70,8 @@ def train(
     """
     if config.distill and teacher is None:
         raise UserError(f"{config.lineage} distils, so it needs a teacher's checkpoint")
+    solver = config.solver
+    processes.rows_of(solver.batch_size, solver.accumulate, processes.number(), processes.count())  # or raises
     with processes.company(), claimed(run) as work:
         with processes.agreed():
             detector = build_model(config, len(classes), fetch_weights=parent is None)
@@ -85,7 +87,6 @@ def train(
             if processes.first():
                 training.describe()
                 record.write()
-        solver = config.solver
         label = f"{config.lineage} seed{config.seed}"
         with Progress(label, solver.iterations, training.step) as progress, held_back() as held:
             remaining = range(training.step, solver.iterations)
