@@ -23,10 +23,10 @@ from noisebox.errors import UserError
 from noisebox.processes import rows_of
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
-# Of every family, label diffusion and both kinds of teachers among them.
+# Of every family; label diffusion and a teacher of both families that have one among them.
 LINEAGES = (
-    *("kitchen_sink", "kitchen_sink+distill_20to1", "detr"),
-    *("yolc", "yolc_teacher", "yolc+yolc_kd", "lss", "lss+diffbev"),
+    *("kitchen_sink", "baseline", "baseline+distill_20to1", "detr"),
+    *("yolc_teacher", "yolc_teacher+yolc_kd", "diffbev"),
 )
 RATE, ITERATIONS = 1e-5, 2
 FAILING = "only the last process sees that"
@@ -64,7 +64,7 @@ def alone(small_project: Path) -> Path:
 def shared(small_project: Path) -> Path:
     """What two processes train and evaluate; then one of them fails."""
     root = shutil.copytree(small_project, small_project.with_name("shared"))
-    done = torchrun(root, SCRIPT, *LINEAGES, "baseline!1")
+    done = torchrun(root, SCRIPT, *LINEAGES, "label_state!1")
     assert done.returncode == 1 and done.stderr.count(FAILING) == 1, done.stderr[-4000:]
     return root
 
