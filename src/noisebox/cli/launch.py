@@ -41,7 +41,8 @@ may_tell: Callable[[], bool] = speaks  # how a verb ended; among processes that 
 
 @contextmanager
 def shared(processes: int | None, scale: str | None = None) -> Iterator[None]:
-    """Run a verb's work in `processes`, by default as many as the scale says (by default the experiment's), or those that a launcher started.
+    """Run a verb's work in `processes`, by default as many as the scale says (by default the experiment's), or those
+    that a launcher started.
 
     Where they are yet to be started, this process starts them, waits, and exits as they did. Raises UserError when a
     launcher started another number.
