@@ -65,7 +65,7 @@ def test_it_begins_with_the_evaluations_noise_and_ends_with_its_detections(split
     model = opinionated(make_detector(sampler={"ensemble": "none"}))
     sampling = Sampling(steps=2)
     told = trajectories(model, split, config, 3, sampling)
-    noise = model.sampler._gaussian(model.sampler._noise([RowKey(3, 11)], 0, torch.zeros(1, 4)), "sampler start")
+    noise = model.sampler.start(model.sampler.noise([RowKey(3, 11)], 0, torch.device("cpu"))).x_t
     boxes = model.diffusion.to_boxes(noise, torch.tensor([[64.0, 48.0, 64.0, 48.0]]))[0]
     torch.testing.assert_close(torch.tensor(told[11][0]["given"]), boxes, atol=1e-3, rtol=0)
     found = measure(model, split, config, {sampling: [3]}).detections[3, sampling]

@@ -7,6 +7,7 @@ same for every device.
 
 import hashlib
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -49,20 +50,38 @@ def uniform(shape: tuple[int, ...], seed: int, purpose: str, *index: int | str) 
     return torch.rand(shape, generator=torch_generator(seed, purpose, *index))
 
 
-class KeyedRows:
-    """Noise for N rows that are computed together, each row's by its own key (seed, purpose, *index)."""
+class NoiseRows(ABC):
+    """Noise for N rows that are computed together, on `device`; its length is N."""
+
+    device: "torch.device | str"
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def normal(self, purpose: str, shape: tuple[int, ...]) -> "torch.Tensor":
+        """Standard normal (N, *shape)."""
+
+    @abstractmethod
+    def uniform(self, purpose: str, shape: tuple[int, ...]) -> "torch.Tensor":
+        """Uniform in [0, 1), (N, *shape)."""
+
+
+class KeyedRows(NoiseRows):
+    """Each row's noise is that of its own key (seed, purpose, *index)."""
 
     def __init__(self, keys: Sequence[tuple[int, tuple[int, ...]]], device: "torch.device | str") -> None:
         """`keys`: a (seed, index) for each row."""
         self.keys = keys
         self.device = device
 
+    def __len__(self) -> int:
+        return len(self.keys)
+
     def normal(self, purpose: str, shape: tuple[int, ...]) -> "torch.Tensor":
-        """Standard normal (N, *shape)."""
         return self._stacked(normal, purpose, shape)
 
     def uniform(self, purpose: str, shape: tuple[int, ...]) -> "torch.Tensor":
-        """Uniform in [0, 1), (N, *shape)."""
         return self._stacked(uniform, purpose, shape)
 
     def _stacked(self, draw: "Callable[..., torch.Tensor]", purpose: str, shape: tuple[int, ...]) -> "torch.Tensor":

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from noisebox.config.diffusiondet import DiffusionDetConfig
 from noisebox.diffusion.categorical import CategoricalDiffusion, one_hot, sample
 from noisebox.diffusion.gaussian import GaussianDiffusion
-from noisebox.randomness import KeyedRows
+from noisebox.randomness import NoiseRows
 
 
 def distribution_of(logits: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def distribution_of(logits: Tensor) -> Tensor:
 class LabelProcess(nn.Module, ABC):
     """How label states begin, are noised, and follow the head's predictions; without parameters.
 
-    `noise` has a key for each of the N rows. In sampling the keys of each step are its own.
+    `noise` is that of the N rows. In sampling each step has its own.
     """
 
     # Whether training makes the state from the head's own first answer, by `advance`.
@@ -41,15 +41,15 @@ class LabelProcess(nn.Module, ABC):
         self.num_classes = num_classes
 
     @abstractmethod
-    def start(self, proposals: int, noise: KeyedRows, purpose: str = "label start") -> Tensor:
+    def start(self, proposals: int, noise: NoiseRows, purpose: str = "label start") -> Tensor:
         """The state of new proposals, which know nothing yet: (N, proposals, K + 1)."""
 
     @abstractmethod
-    def noised(self, labels: Tensor, t: Tensor, noise: KeyedRows) -> Tensor:
+    def noised(self, labels: Tensor, t: Tensor, noise: NoiseRows) -> Tensor:
         """The training state at times t (N,) of `labels` (N, P) int64, K for a proposal that belongs to no object."""
 
     @abstractmethod
-    def advance(self, state: Tensor, logits: Tensor, t: int, next_t: int, noise: KeyedRows) -> Tensor:
+    def advance(self, state: Tensor, logits: Tensor, t: int, next_t: int, noise: NoiseRows) -> Tensor:
         """The state at `next_t` < `t` (-1: x_0), given that at `t` and the head's class `logits` (N, P, K) there."""
 
 
@@ -59,14 +59,14 @@ class SelfConditionedLabels(LabelProcess):
 
     self_conditioned = True
 
-    def start(self, proposals: int, noise: KeyedRows, purpose: str = "label start") -> Tensor:
-        unknown = torch.full((len(noise.keys), proposals), self.num_classes, device=noise.device)
+    def start(self, proposals: int, noise: NoiseRows, purpose: str = "label start") -> Tensor:
+        unknown = torch.full((len(noise), proposals), self.num_classes, device=noise.device)
         return one_hot(unknown, self.num_classes)
 
-    def noised(self, labels: Tensor, t: Tensor, noise: KeyedRows) -> Tensor:
+    def noised(self, labels: Tensor, t: Tensor, noise: NoiseRows) -> Tensor:
         return self.start(labels.shape[1], noise)
 
-    def advance(self, state: Tensor, logits: Tensor, t: int, next_t: int, noise: KeyedRows) -> Tensor:
+    def advance(self, state: Tensor, logits: Tensor, t: int, next_t: int, noise: NoiseRows) -> Tensor:
         score, label = logits.detach().sigmoid().max(-1)
         return one_hot(torch.where(score > 0.5, label, self.num_classes), self.num_classes)
 
@@ -81,20 +81,20 @@ class CategoricalLabels(LabelProcess):
         self.carry_distribution = carry_distribution
         self.expected_training = expected_training
 
-    def start(self, proposals: int, noise: KeyedRows, purpose: str = "label start") -> Tensor:
-        resting = self.diffusion.resting.float().repeat(len(noise.keys), proposals, 1)
+    def start(self, proposals: int, noise: NoiseRows, purpose: str = "label start") -> Tensor:
+        resting = self.diffusion.resting.float().repeat(len(noise), proposals, 1)
         return resting if self.carry_distribution else self._drawn(resting, noise, purpose)
 
-    def noised(self, labels: Tensor, t: Tensor, noise: KeyedRows) -> Tensor:
+    def noised(self, labels: Tensor, t: Tensor, noise: NoiseRows) -> Tensor:
         marginal = self.diffusion.marginal(one_hot(labels, self.num_classes), t)
         return marginal if self.expected_training else self._drawn(marginal, noise, "label noise")
 
-    def advance(self, state: Tensor, logits: Tensor, t: int, next_t: int, noise: KeyedRows) -> Tensor:
+    def advance(self, state: Tensor, logits: Tensor, t: int, next_t: int, noise: NoiseRows) -> Tensor:
         times = (torch.full((), time, device=state.device) for time in (t, next_t))
         earlier = self.diffusion.posterior(state, distribution_of(logits), *times)
         return earlier if self.carry_distribution else self._drawn(earlier, noise, "label step")
 
-    def _drawn(self, distribution: Tensor, noise: KeyedRows, purpose: str) -> Tensor:
+    def _drawn(self, distribution: Tensor, noise: NoiseRows, purpose: str) -> Tensor:
         labels = sample(distribution, noise.uniform(purpose, (distribution.shape[1],)))
         return one_hot(labels, self.num_classes)
 
@@ -107,14 +107,14 @@ class GaussianLabels(LabelProcess):
         super().__init__(num_classes)
         self.diffusion = diffusion
 
-    def start(self, proposals: int, noise: KeyedRows, purpose: str = "label start") -> Tensor:
+    def start(self, proposals: int, noise: NoiseRows, purpose: str = "label start") -> Tensor:
         return noise.normal(purpose, (proposals, self.num_classes + 1))
 
-    def noised(self, labels: Tensor, t: Tensor, noise: KeyedRows) -> Tensor:
+    def noised(self, labels: Tensor, t: Tensor, noise: NoiseRows) -> Tensor:
         x0 = self._mapped(one_hot(labels, self.num_classes))
         return self.diffusion.q_sample(x0, t, noise.normal("label noise", tuple(x0.shape[1:])))
 
-    def advance(self, state: Tensor, logits: Tensor, t: int, next_t: int, noise: KeyedRows) -> Tensor:
+    def advance(self, state: Tensor, logits: Tensor, t: int, next_t: int, noise: NoiseRows) -> Tensor:
         x0 = self._mapped(distribution_of(logits))
         if next_t < 0:
             return x0

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
 from noisebox.config import GuidanceConfig, Sampling
-from noisebox.config.diffusiondet import SamplerConfig
+from noisebox.config.diffusiondet import DiffusionDetConfig, SamplerConfig
 from noisebox.diffusion.gaussian import GaussianDiffusion
-from noisebox.diffusion.labels import LabelProcess
+from noisebox.diffusion.labels import LabelProcess, label_process
 from noisebox.diffusion.suppression import kept_boxes
 from noisebox.errors import UserError
-from noisebox.randomness import KeyedRows
+from noisebox.randomness import KeyedRows, NoiseRows
 
 NO_QUALITY_HEAD = (
     "quality guidance needs a detector with a quality head, which this one lacks: train it with a recipe that sets "
@@ -44,6 +44,14 @@ class RowKey(NamedTuple):
 
     eval_seed: int
     image_id: int
+
+
+class Noisy(NamedTuple):
+    """Where N rows of P proposals are on their way: boxes `x_t` (N, P, 4) in the space of the diffusion and, where
+    proposals carry labels, their state `labels` (N, P, K + 1)."""
+
+    x_t: Tensor
+    labels: Tensor | None = None
 
 
 class ScoredBoxes(NamedTuple):
@@ -92,29 +100,43 @@ class BoxSampler:
 
         Guidance needs a denoiser that predicts the quality. No gradient passes from one step to the next.
         """
-        noise = self._noise(keys, 0, image_whwh)
-        x_t = self._gaussian(noise, "sampler start")
-        state = self.labels.start(self.num_proposals, noise) if self.labels else None
-        for step, (time, next_time) in enumerate(sampling_times(self.diffusion.timesteps, sampling.steps)):
-            t = torch.full((len(keys),), time, dtype=torch.int64, device=x_t.device)
-            guidance = sampling.guidance
-            if guidance.scale > 0 and (guidance.mode == "all" or next_time < 0):
-                x_t = self._climb(denoise, x_t, t, state, image_whwh, guidance)
-            prediction = denoise(self.diffusion.to_boxes(x_t, image_whwh), t, state)
+        noisy = self.start(self.noise(keys, 0, image_whwh.device))
+        for step, times in enumerate(sampling_times(self.diffusion.timesteps, sampling.steps)):
+            t = torch.full((len(keys),), times[0], dtype=torch.int64, device=image_whwh.device)
+            noisy = self.guided(denoise, noisy, t, times, image_whwh, sampling.guidance)
+            prediction = denoise(self.diffusion.to_boxes(noisy.x_t, image_whwh), t, noisy.labels)
             yield prediction
-            if next_time < 0:
+            if times[1] < 0:
                 return
-            prediction = Prediction(prediction.logits.detach(), prediction.boxes_xyxy.detach())
-            noise = self._noise(keys, step, image_whwh)
-            x0 = self.diffusion.clamp(self.diffusion.from_boxes(prediction.boxes_xyxy, image_whwh))
-            x_t = self._ddim_step(x_t, x0, t, (time, next_time), noise)
-            if self.labels and state is not None:
-                state = self.labels.advance(state, prediction.logits, time, next_time, noise)
-            if self.config.box_renewal:
-                strong = prediction.logits.sigmoid().amax(-1, keepdim=True) > self.config.renewal_threshold
-                x_t = torch.where(strong, x_t, self._gaussian(noise, "sampler renewal"))
-                if self.labels and state is not None:
-                    state = torch.where(strong, state, self.labels.start(self.num_proposals, noise, "label renewal"))
+            x0 = self.diffusion.from_boxes(prediction.boxes_xyxy.detach(), image_whwh)
+            noise = self.noise(keys, step, image_whwh.device)
+            noisy = self.step(noisy, x0, prediction.logits.detach(), times, noise)
+
+    def noise(self, keys: Sequence[RowKey], step: int, device: torch.device) -> KeyedRows:
+        """The noise of the rows at a sampling step, counted from 0; the start's is that of step 0."""
+        return KeyedRows([(key.eval_seed, (key.image_id, step)) for key in keys], device)
+
+    def start(self, noise: NoiseRows) -> Noisy:
+        """What sampling starts from."""
+        x_t = self._gaussian(noise, "sampler start")
+        return Noisy(x_t, self.labels.start(self.num_proposals, noise) if self.labels else None)
+
+    def step(self, noisy: Noisy, x0: Tensor, logits: Tensor, times: tuple[int, int], noise: NoiseRows) -> Noisy:
+        """From the first of `times` to the second, which is earlier, or -1 for x_0.
+
+        `x0` (N, P, 4), not clamped, and the class `logits` (N, P, K) are what the denoiser says of `noisy`. With box
+        renewal, proposals without a strong class start anew, but for the step to x_0.
+        """
+        time, next_time = times
+        x_t, labels = self._ddim_step(noisy.x_t, self.diffusion.clamp(x0), times, noise), noisy.labels
+        if self.labels and labels is not None:
+            labels = self.labels.advance(labels, logits, time, next_time, noise)
+        if self.config.box_renewal and next_time >= 0:
+            strong = logits.sigmoid().amax(-1, keepdim=True) > self.config.renewal_threshold
+            x_t = torch.where(strong, x_t, self._gaussian(noise, "sampler renewal"))
+            if self.labels and labels is not None:
+                labels = torch.where(strong, labels, self.labels.start(self.num_proposals, noise, "label renewal"))
+        return Noisy(x_t, labels)
 
     def sample(
         self, denoise: Denoise, keys: Sequence[RowKey], image_whwh: Tensor, sampling: Sampling
@@ -123,22 +145,45 @@ class BoxSampler:
 
         `ensemble: public` leaves the last of several steps out, as the public code does.
         """
-        visited = [self._strongest(prediction) for prediction in self.trajectory(denoise, keys, image_whwh, sampling)]
+        trajectory = self.trajectory(denoise, keys, image_whwh, sampling)
+        return self.merged([self.strongest(prediction) for prediction in trajectory])
+
+    def merged(self, visited: Sequence[ScoredBoxes]) -> list[ScoredBoxes]:
+        """What `sample` finds, of the `strongest` of each step."""
         kept = {"all": visited, "public": visited[:-1] or visited, "none": visited[-1:]}[self.config.ensemble]
         merged = ScoredBoxes(*(torch.cat(parts, dim=1) for parts in zip(*kept, strict=True)))
         if merged.scores.is_cuda:
             return self._suppress_together(merged)
         return [self._suppress(ScoredBoxes(*row)) for row in zip(*merged, strict=True)]
 
-    def _ddim_step(self, x_t: Tensor, x0: Tensor, t: Tensor, times: tuple[int, int], noise: KeyedRows) -> Tensor:
+    def _ddim_step(self, x_t: Tensor, x0: Tensor, times: tuple[int, int], noise: NoiseRows) -> Tensor:
         """x at the second of `times`, from x_t at the first: the predicted x_0 and the noise that it implies, and new
         noise as `eta` says (Song et al. 2021, equations 12 and 16)."""
-        alpha_bar, next_alpha_bar = (self.diffusion.alpha_bars[time] for time in times)
+        time, next_time = times
+        if next_time < 0:
+            return x0
+        alpha_bar, next_alpha_bar = self.diffusion.alpha_bars[time], self.diffusion.alpha_bars[next_time]
         fresh = self.config.eta * math.sqrt((1 - alpha_bar / next_alpha_bar) * (1 - next_alpha_bar) / (1 - alpha_bar))
         direction = math.sqrt(max(0.0, 1 - next_alpha_bar - fresh**2))
+        t = torch.full((len(x_t),), time, device=x_t.device)
         implied = self.diffusion.sigmas.to(x_t.dtype) * self.diffusion.predict_noise(x_t, t, x0)
         x_next = math.sqrt(next_alpha_bar) * x0 + direction * implied
         return x_next + fresh * self._gaussian(noise, "sampler step") if fresh > 0 else x_next
+
+    def guided(
+        self,
+        denoise: Denoise,
+        noisy: Noisy,
+        t: Tensor,
+        times: tuple[int, int],
+        image_whwh: Tensor,
+        guidance: GuidanceConfig,
+    ) -> Noisy:
+        """The rows where the guidance of the step between `times` has led them, if it guides there; `t` (N,) is the
+        first of these."""
+        if guidance.scale == 0 or (guidance.mode == "final" and times[1] >= 0):
+            return noisy
+        return noisy._replace(x_t=self._climb(denoise, noisy.x_t, t, noisy.labels, image_whwh, guidance))
 
     def _climb(
         self,
@@ -167,14 +212,11 @@ class BoxSampler:
             x_t = x_t + guidance.scale * gradient
         return x_t
 
-    def _noise(self, keys: Sequence[RowKey], step: int, like: Tensor) -> KeyedRows:
-        return KeyedRows([(key.eval_seed, (key.image_id, step)) for key in keys], like.device)
-
-    def _gaussian(self, noise: KeyedRows, purpose: str) -> Tensor:
+    def _gaussian(self, noise: NoiseRows, purpose: str) -> Tensor:
         """Noise (N, P, 4) with the standard deviations of the diffusion."""
         return noise.normal(purpose, (self.num_proposals, 4)) * self.diffusion.sigmas.float()
 
-    def _strongest(self, prediction: Prediction) -> ScoredBoxes:
+    def strongest(self, prediction: Prediction) -> ScoredBoxes:
         """The P highest class scores of each row with their boxes; a proposal may appear under several classes."""
         num_classes = prediction.logits.shape[-1]
         scores, index = prediction.logits.sigmoid().flatten(1).topk(self.num_proposals)
@@ -196,3 +238,10 @@ class BoxSampler:
         counts = kept.sum(1).tolist()
         parts = (torch.split(part[kept].cpu(), counts) for part in (boxes_xyxy, scores, labels))
         return [ScoredBoxes(*row) for row in zip(*parts, strict=True)]
+
+
+def box_sampler(config: DiffusionDetConfig, num_classes: int) -> BoxSampler:
+    """The sampler that a model's configuration asks for, with processes of its own for boxes and labels."""
+    sigmas = (1.0, 1.0, config.aniso_noise.sigma_w, config.aniso_noise.sigma_h)
+    diffusion = GaussianDiffusion(config.timesteps, config.snr_scale, sigmas)
+    return BoxSampler(diffusion, config.sampler, config.num_proposals, label_process(config, num_classes))

@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from noisebox.config import Sampling
 from noisebox.config.diffusiondet import DiffusionDetConfig, DistillConfig, LossConfig
-from noisebox.diffusion.gaussian import GaussianDiffusion
-from noisebox.diffusion.labels import label_process
-from noisebox.diffusion.sampler import NO_QUALITY_HEAD, BoxSampler, Denoise, Prediction, RowKey, ScoredBoxes
+from noisebox.diffusion.sampler import NO_QUALITY_HEAD, Denoise, Prediction, RowKey, ScoredBoxes, box_sampler
 from noisebox.errors import UserError
 from noisebox.models import NO_CROPS, Detector
 from noisebox.models.backbone import Backbone
@@ -45,10 +43,8 @@ class DiffusionDet(Detector):
         self.num_classes = num_classes
         self.backbone = Backbone(config.backbone, config.hidden_dim, config.pretrained, fetch_weights)
         self.head = DynamicHead(config, num_classes)
-        noise = config.aniso_noise
-        self.diffusion = GaussianDiffusion(config.timesteps, config.snr_scale, (1.0, 1.0, noise.sigma_w, noise.sigma_h))
-        self.labels = label_process(config, num_classes)
-        self.sampler = BoxSampler(self.diffusion, config.sampler, config.num_proposals, self.labels)
+        self.sampler = box_sampler(config, num_classes)
+        self.diffusion, self.labels = self.sampler.diffusion, self.sampler.labels
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Network and feature pyramid are one backbone, as in the public code."""
