@@ -120,6 +120,11 @@ class Detections:
     scores: Tensor
     labels: Tensor
 
+    def at_least(self, score: float) -> "Detections":
+        """Those of at least this score."""
+        kept = self.scores >= score
+        return Detections(self.boxes_xyxy[kept], self.scores[kept], self.labels[kept])
+
     def cpu(self) -> "Detections":
         return Detections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.labels.cpu())
 

@@ -220,7 +220,7 @@ def decode_image(content: bytes, record: ImageRecord) -> NDArray[np.uint8]:
             if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
                 turned = ImageOps.exif_transpose(image)
                 shown = turned if turned.size == stated else image
-            pixels = _rgb(shown)
+            pixels = rgb_pixels(shown)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         raise UserError(
             f"image {record.id}: {record.path} cannot be read as an image ({_one_line(error)}); replace the file "
@@ -243,7 +243,8 @@ def size_of(path: Path) -> tuple[int, int]:
         raise UserError(f"{path} cannot be read as an image ({_one_line(error)})") from None
 
 
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """An image as RGB (height, width, 3), as `decode_image` says. Raises ValueError for 32-bit pixels."""
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image).astype(np.uint32) + 128) // 257
         return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)

@@ -63,15 +63,10 @@ class EvaluationBatches:
     """
 
     def __init__(self, split: CocoSplit, config: RunConfig) -> None:
-        by_size: dict[View, list[ImageRecord]] = {}
-        for record in split.images:
-            by_size.setdefault(evaluation_view(record.height, record.width, config.image), []).append(record)
-        size, self._closer = config.eval_batch_size, sections_of(config.family).looks_closer
-        self._groups = [
-            (view, records[start : start + size])
-            for view, records in by_size.items()
-            for start in range(0, len(records), size)
-        ]
+        self._closer = sections_of(config.family).looks_closer
+        sizes = [(record.height, record.width) for record in split.images]
+        groups = _grouped(sizes, config.image, config.eval_batch_size)
+        self._groups = [(view, [split.images[place] for place in places]) for view, places in groups]
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -92,6 +87,37 @@ def evaluation_batches(split: CocoSplit, config: RunConfig, shared: bool = False
     are `shared` by processes the share of this one."""
     batches = EvaluationBatches(split, config)
     return made_ahead(batches, share_of(len(batches)) if shared else range(len(batches)), config.workers)
+
+
+def image_batches(
+    images: Sequence[Tensor], ids: Sequence[int], config: ImageConfig, size: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Images (3, H, W) uint8 without targets, as evaluation shows and batches them; with the places of a batch's."""
+    nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+    for view, places in _grouped([(image.shape[1], image.shape[2]) for image in images], config, size):
+        chosen, views = [images[place] for place in places], [view] * len(places)
+        yield (
+            places,
+            Batch(
+                images=_padded(chosen, views, _padded_hw(views)),
+                sizes_hw=torch.tensor([(view.height, view.width)] * len(places)),
+                original_hw=torch.tensor([image.shape[1:] for image in chosen]),
+                image_ids=tuple(ids[place] for place in places),
+                targets=(nothing,) * len(places),
+            ),
+        )
+
+
+def _grouped(sizes_hw: Sequence[tuple[int, int]], config: ImageConfig, size: int) -> list[tuple[View, list[int]]]:
+    """The places of images of these sizes, up to `size` of one view in evaluation together."""
+    by_view: dict[View, list[int]] = {}
+    for place, (height, width) in enumerate(sizes_hw):
+        by_view.setdefault(evaluation_view(height, width, config), []).append(place)
+    return [
+        (view, places[start : start + size])
+        for view, places in by_view.items()
+        for start in range(0, len(places), size)
+    ]
 
 
 class _Images:
@@ -139,17 +165,14 @@ def _batch(
 ) -> Batch:
     """The batch of these images, (3, H, W) uint8, as stored or resized, in these views; `closer`: they are as stored,
     and it carries them so, too."""
-    height, width = padded_hw
-    padded = torch.zeros(len(records), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     targets = []
-    for row, (record, view, image) in enumerate(zip(records, views, images, strict=True)):
-        padded[row, :, : view.height, : view.width] = shown(image, view)
+    for record, view in zip(records, views, strict=True):
         boxes, labels = torch.from_numpy(record.boxes_xyxy), torch.from_numpy(record.labels)
         crowd = torch.from_numpy(record.crowd)
         stored = Targets(boxes[~crowd], labels[~crowd], boxes[crowd], labels[crowd])
         targets.append(targets_in(view, stored, (record.height, record.width)))
     return Batch(
-        images=padded,
+        images=_padded(images, views, padded_hw),
         sizes_hw=torch.tensor([(view.height, view.width) for view in views]),
         original_hw=torch.tensor([(record.height, record.width) for record in records]),
         image_ids=tuple(record.id for record in records),
@@ -158,3 +181,11 @@ def _batch(
             image.flip(-1) if view.flip else image for image, view in zip(images, views, strict=True) if closer
         ),
     )
+
+
+def _padded(images: Sequence[Tensor], views: Sequence[View], padded_hw: tuple[int, int]) -> Tensor:
+    """Images (3, H, W) uint8, as stored or resized, in their views at the top left of (B, 3, *padded_hw) uint8."""
+    padded = torch.zeros(len(images), *padded_hw, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    for row, (view, image) in enumerate(zip(views, images, strict=True)):
+        padded[row, :, : view.height, : view.width] = shown(image, view)
+    return padded

@@ -77,17 +77,12 @@ def predict(
     )
     with Progress("predict", len(files)) as progress:
         measured = measure(placed(model, config), split, config, {sampling: [eval_seed]}, progress)
-    found = {image: _from(score, each) for image, each in measured.detections[eval_seed, sampling].items()}
+    found = {image: each.at_least(score) for image, each in measured.detections[eval_seed, sampling].items()}
     write_json(out / IMAGES, split.ground_truth())
     write_json(out / PREDICTIONS, to_coco_results(split, found))
     for record in split.images if visualize else ():
         write_looks(out / LOOKS / f"{record.file_name}.npz", model, config, split, [record], crops)
     return found
-
-
-def _from(score: float, found: Detections) -> Detections:
-    kept = found.scores >= score
-    return Detections(found.boxes_xyxy[kept], found.scores[kept], found.labels[kept])
 
 
 def runnable(config: RunConfig, batch_size: int) -> RunConfig:

@@ -131,7 +131,7 @@ class DiffusionDet(Detector):
 
     def image_whwh(self, batch: Batch) -> Tensor:
         """(B, 4) float32: what boxes in pixels of the resized images are divided by."""
-        return _whwh(batch.sizes_hw)
+        return whwh_of(batch.sizes_hw)
 
     def distil(self, teacher: Detector, batch: Batch, seed: int, step: int, config: DistillConfig) -> dict[str, Tensor]:
         learn = consistency_terms if config.kind == "consistency" else sampler_terms
@@ -165,9 +165,8 @@ class DiffusionDet(Detector):
         images = torch.tensor([image for _, image in rows], device=batch.images.device)
         keys = [RowKey(seed, batch.image_ids[image]) for seed, image in rows]
         image_whwh = self.image_whwh(batch)[images]
-        original_whwh = _whwh(batch.original_hw)[images]
         sampled = self.sampler.sample(self.denoiser(pyramid, images, image_whwh), keys, image_whwh, sampling)
-        return [_restore(*row) for row in zip(sampled, image_whwh.cpu(), original_whwh.cpu(), strict=True)]
+        return restored(sampled, image_whwh, whwh_of(batch.original_hw)[images])
 
     def denoiser(
         self,
@@ -195,6 +194,11 @@ class NoisyProposals(NamedTuple):
     labels: Tensor | None
 
 
+def restored(found: Sequence[ScoredBoxes], image_whwh: Tensor, original_whwh: Tensor) -> list[Detections]:
+    """What was found in N rows in pixels of the stored images; both sizes are (N, 4), boxes on the CPU."""
+    return [_restore(*row) for row in zip(found, image_whwh.cpu(), original_whwh.cpu(), strict=True)]
+
+
 def _restore(found: ScoredBoxes, image_whwh: Tensor, original_whwh: Tensor) -> Detections:
     """Boxes brought to the stored image's pixels and clipped to it; those left without an area are dropped."""
     boxes = (found.boxes_xyxy * (original_whwh / image_whwh)).clamp(min=0).minimum(original_whwh)
@@ -202,6 +206,6 @@ def _restore(found: ScoredBoxes, image_whwh: Tensor, original_whwh: Tensor) -> D
     return Detections(boxes[kept], found.scores[kept], found.labels[kept])
 
 
-def _whwh(sizes_hw: Tensor) -> Tensor:
+def whwh_of(sizes_hw: Tensor) -> Tensor:
     """(N, 2) heights and widths as (N, 4) float32 widths, heights, widths, heights: what boxes are divided by."""
     return sizes_hw.flip(-1).repeat(1, 2).float()
