@@ -8,12 +8,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from noisebox.cli import bench, check, data, evaluate, launch, project, report, search, train
+from noisebox.cli import bench, check, data, evaluate, export, launch, project, report, search, train
 from noisebox.cli.app import app
 from noisebox.errors import UserError
 from noisebox.interrupt import Interrupted, leave_to_parent, listen
 
-__all__ = ["app", "bench", "check", "data", "evaluate", "main", "project", "report", "search", "told", "train"]
+__all__ = [
+    "app",
+    "bench",
+    "check",
+    "data",
+    "evaluate",
+    "export",
+    "main",
+    "project",
+    "report",
+    "search",
+    "told",
+    "train",
+]
 
 
 def main() -> None:

@@ -17,19 +17,33 @@ def kept_boxes(boxes_xyxy: Tensor, labels: Tensor, threshold: float) -> Tensor:
     `threshold`."""
     kept = torch.zeros_like(labels, dtype=torch.bool)
     for start in range(0, labels.shape[1], BLOCK):
-        block = slice(start, start + BLOCK)
-        before = slice(0, start)
-        beaten = _any_kept(kept[:, before], _duplicates(boxes_xyxy, labels, before, block, threshold))
-        within = _duplicates(boxes_xyxy, labels, block, block, threshold).triu(1)
-        candidates = ~beaten
-        solution = candidates
-        while True:
-            better = candidates & ~_any_kept(solution, within)
-            if torch.equal(better, solution):
-                break
-            solution = better
-        kept[:, block] = solution
+        before, block = slice(0, start), slice(start, start + BLOCK)
+        candidates = torch.ones_like(kept[:, block])
+        if start > 0:  # else ONNX would be asked for the largest of nothing
+            candidates = ~_any_kept(kept[:, before], _duplicates(boxes_xyxy, labels, before, block, threshold))
+        kept[:, block] = _settled(candidates, _duplicates(boxes_xyxy, labels, block, block, threshold).triu(1))
     return kept
+
+
+def _settled(candidates: Tensor, within: Tensor) -> Tensor:
+    """Which of C `candidates` (N, C) the greedy rule keeps, where each may beat later ones, by `within` (N, C, C)."""
+
+    def improved(solution: Tensor) -> Tensor:
+        return candidates & ~_any_kept(solution, within)
+
+    def step(solution: Tensor, better: Tensor) -> tuple[Tensor, Tensor]:
+        return better.clone(), improved(better)  # as an operation, a loop wants copies
+
+    def unsettled(solution: Tensor, better: Tensor) -> Tensor:
+        return (solution != better).any()
+
+    solution, better = candidates.clone(), improved(candidates)
+    if torch.compiler.is_exporting():  # where a loop must be an operation
+        settled: Tensor = torch.while_loop(unsettled, step, (solution, better))[1]  # type: ignore[no-untyped-call]
+        return settled
+    while unsettled(solution, better):
+        solution, better = step(solution, better)
+    return better
 
 
 def _any_kept(kept: Tensor, duplicates: Tensor) -> Tensor:

@@ -105,8 +105,8 @@ class GeometryBias(nn.Module):
             corners: Tensor = box_convert(boxes, "cxcywh", "xyxy")
             iou, _ = pairwise_iou(corners, corners)
             return iou[:, None]
-        count = boxes.shape[1]
-        return boxes.new_zeros(len(boxes), 1, count, count)
+        rows, count = boxes.shape[:2]
+        return boxes.new_zeros(rows, 1, count, count)
 
 
 def bounded_cxcywh(boxes_xyxy: Tensor, image_whwh: Tensor) -> Tensor:
@@ -127,7 +127,11 @@ def centre_distance(boxes_cxcywh: Tensor) -> Tensor:
 def nearest(distance: Tensor, count: int) -> Tensor:
     """(N, P, P) bool: each proposal's `count` nearest by `distance` (N, P, P), first itself; of equals, the first."""
     itself = torch.eye(distance.shape[-1], dtype=torch.bool, device=distance.device)
-    chosen = distance.detach().masked_fill(itself, -1).sort(dim=-1, stable=True).indices[..., :count]
+    ranked = distance.detach().masked_fill(itself, -1)
+    if torch.onnx.is_in_onnx_export():  # ONNX has no stable sort, but its TopK takes the first of equals
+        chosen = ranked.topk(min(count, ranked.shape[-1]), largest=False).indices
+    else:
+        chosen = ranked.sort(dim=-1, stable=True).indices[..., :count]
     return torch.zeros_like(distance, dtype=torch.bool).scatter_(-1, chosen, True)
 
 

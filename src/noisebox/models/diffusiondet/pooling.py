@@ -32,13 +32,15 @@ class Pyramid:
     @classmethod
     def of(cls, features: Sequence[Tensor]) -> "Pyramid":
         """From maps (B, C, H, W) at strides 4, 8, 16, 32."""
-        levels, first = [], 0
+        levels, before = [], 0  # in one image; the number of images may be unknown yet, where a program is exported
         for feature, stride in zip(features, STRIDES, strict=True):
-            images, _, height, width = feature.shape
-            levels.append((first, height, width, stride))
-            first += images * height * width
+            height, width = feature.shape[-2:]
+            levels.append((before, height, width, stride))
+            before += height * width
         table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features])
-        return cls(table if table.is_cuda else table.float(), torch.tensor(levels, device=table.device))
+        first, sizes = torch.tensor(levels, device=table.device).tensor_split([1], dim=1)
+        levels_of_all = torch.cat((first * features[0].shape[0], sizes), dim=1)
+        return cls(table if table.is_cuda else table.float(), levels_of_all)
 
 
 def pool_regions(
@@ -64,10 +66,19 @@ def pool_regions(
     # (R, bins down, bins across, samples down, samples across), then one bag of samples for each bin.
     index = row[:, :, None, :, None] + column[:, None, :, None, :]
     weight = (row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]).to(pyramid.table.dtype)
-    bags = F.embedding_bag(
-        index.flatten(3).flatten(0, 2), pyramid.table, per_sample_weights=weight.flatten(3).flatten(0, 2), mode="sum"
-    )
-    return bags.view(len(boxes), resolution**2, -1)
+    bags = _weighted_sums(pyramid.table, index.flatten(3).flatten(0, 2), weight.flatten(3).flatten(0, 2))
+    return bags.view(-1, resolution**2, bags.shape[-1])
+
+
+def _weighted_sums(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """The sums (M, C) of rows of `table` (positions, C), S in each, by `index` (M, S) and `weight` (M, S)."""
+    if not torch.onnx.is_in_onnx_export():
+        return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
+    # ONNX has no bags. One term after the other: all S gathered at once would take S times the memory of the sums.
+    sums = table[index[:, 0]] * weight[:, :1]
+    for place in range(1, index.shape[1]):
+        sums = sums + table[index[:, place]] * weight[:, place, None]
+    return sums
 
 
 def _samples(start: Tensor, extent: Tensor, size: Tensor, bins: int, ratio: int) -> tuple[Tensor, Tensor]:
