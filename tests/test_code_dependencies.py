@@ -89,6 +89,13 @@ def test_a_familys_code_covers_its_imports(family: str) -> None:
         assert closure(computing) - WORDS <= set(graph.code_files(verb, family, ROOT))
 
 
+def test_trainings_and_evaluations_do_not_wait_for_the_scheduler_of_diffusers() -> None:
+    modules = {table["diffusiondet"] for table in (FAMILIES, SECTIONS, TASKS, EVALUATIONS)}
+    modules |= verb_imports("train") | verb_imports("evaluate")
+    assert "src/noisebox/diffusion/sampler.py" in closure(modules)
+    assert "src/noisebox/diffusion/scheduler.py" not in closure(modules)
+
+
 @pytest.mark.parametrize("family", EVALUATIONS)
 def test_a_family_is_evaluated_and_verified(family: str) -> None:
     module = import_module(EVALUATIONS[family])
