@@ -148,6 +148,8 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path: Path, monkeypatc
         export(path, "onnx", full / "notes.txt")
     with pytest.raises(UserError, match="takes images of any size"):
         export(path, "diffusers", tmp_path / "out", (64, 64))
+    with pytest.raises(UserError, match="--size 0 64: height and width must be 32 pixels or more"):
+        export(path, "onnx", tmp_path / "out", (0, 64))
     with pytest.raises(UserError, match=r"absent\.pth does not exist"):
         export(tmp_path / "absent.pth", "onnx", tmp_path / "out")
     monkeypatch.setattr(

@@ -93,6 +93,8 @@ def export(
         raise UserError(f"{out} exists and is not an empty folder; name another with --out, or remove it")
     if size is not None and form == "diffusers":
         raise UserError("--size is of a program; a pipeline of Diffusers takes images of any size")
+    if size is not None and min(size) < STRIDE:
+        raise UserError(f"--size {size[0]} {size[1]}: height and width must be {STRIDE} pixels or more")
     missing = [name for name in ONNX_PACKAGES if form == "onnx" and find_spec(name) is None]
     if missing:
         raise UserError(f"--format onnx needs {', '.join(missing)}; install with: pip install 'noisebox[onnx]'")
