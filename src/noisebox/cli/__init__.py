@@ -8,7 +8,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from noisebox.cli import bench, check, data, evaluate, export, launch, project, report, search, train
+from noisebox.cli import (
+    bench,
+    check,
+    data,
+    evaluate,
+    export,
+    interop_checkpoints,
+    launch,
+    project,
+    report,
+    search,
+    train,
+)
 from noisebox.cli.app import app
 from noisebox.errors import UserError
 from noisebox.interrupt import Interrupted, leave_to_parent, listen
@@ -20,6 +32,7 @@ __all__ = [
     "data",
     "evaluate",
     "export",
+    "interop_checkpoints",
     "main",
     "project",
     "report",

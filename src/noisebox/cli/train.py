@@ -56,6 +56,9 @@ def train(
     resize_schedule: Annotated[str | None, typer.Option(help="[[epoch, short edge], ...], from epoch 1.")] = None,
     compile: Annotated[bool | None, typer.Option("--compile", help="Through torch.compile.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of any key; repeatable.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Checkpoint to start from.", show_default="the lineage's parent, or none")
+    ] = None,
     output_dir: Annotated[
         Path | None, typer.Option(help="Folder of the run.", show_default="runs/..., with options tries/...")
     ] = None,
@@ -95,7 +98,7 @@ def train(
     typed = [f"{key}={value}" for key, value in named.items() if value is not None]
     overrides = overrides_of([*typed, *(settings or [])]) | ({"dataset": dataset} if dataset else {})
     which = graph.try_name(seed, scale, dataset)
-    tried = bool(overrides or scale)
+    tried = bool(overrides or scale or start)
     folder = graph.try_folder(lineage, which) if tried else graph.run_folder(lineage, seed)
     run = output_dir or Path(folder)
     with shared(1 if profile else processes, scale), logged("try" if tried else "train", lineage, which):
@@ -104,7 +107,8 @@ def train(
             said = ", ".join(f"{key} {value}" for key, value in overrides.items())
             say(f"{lineage} {which} goes to {run}{', with ' if said else ''}{said}")
         parent = graph.Lineage.parse(lineage).parent
-        start = checkpoint_of(parent.name, seed, scale, dataset) if parent else None
+        if parent and start is None:
+            start = checkpoint_of(parent.name, seed, scale, dataset)
         mentor = teacher_of(lineage, seed, place=partial(graph.checkpoint, scale=scale, dataset=dataset))
         teacher = Path(mentor) if mentor else None
         if tried:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from noisebox.config.families import Family, TeacherConfig
+from noisebox.config.run import IMAGENET_MEAN, IMAGENET_STD, Colour, ColourSpread
 from noisebox.config.section import AboveZero, Fraction, NotNegative, Positive, Section
 
 
@@ -45,6 +46,8 @@ class AnisoNoiseConfig(Section):
 class DiffusionDetConfig(Section):
     """Architecture of DiffusionDet: backbone, feature pyramid, dynamic head, diffusion of boxes.
 
+    `pixel_mean` and `pixel_std` are what red, green and blue, from 0 to 1, are normalised by.
+
     The switches after `snr_scale` are off by default. `label_state`: each proposal carries a label, or none of the K
     classes, embedded and added to its feature; alone it is the head's own last prediction (self-conditioning, Chen et
     al. 2023, Analog Bits), with `label_d3pm` it is diffused by `label_kernel`. `use_distribution`: the state is a
@@ -54,6 +57,8 @@ class DiffusionDetConfig(Section):
 
     backbone: str = "resnet50"
     pretrained: bool = False
+    pixel_mean: Colour = IMAGENET_MEAN
+    pixel_std: ColourSpread = IMAGENET_STD
     hidden_dim: Positive = 256
     dim_dynamic: Positive = 64
     num_heads: Positive = 6

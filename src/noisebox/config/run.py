@@ -11,6 +11,10 @@ from noisebox.config.section import AboveZero, Count, Fraction, NotNegative, Pos
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DURATIONS = ("max_iter", "epochs")  # keys of a solver, of which one holds
+Colour = tuple[float, float, float]  # red, green, blue, each from 0 to 1
+ColourSpread = tuple[AboveZero, AboveZero, AboveZero]
+IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
+IMAGENET_STD: ColourSpread = (0.229, 0.224, 0.225)
 AUTO = 0  # the batch size that is yet to be found
 FP16_ON_CPU = "precision fp16 needs device cuda; on cpu use bf16 or fp32"
 

@@ -138,6 +138,11 @@ def read_split(
     return parse_split(name, read_json(annotation_file), annotation_file, image_folder, classes, mended)
 
 
+def declared_classes(annotation_file: Path) -> tuple[str, ...]:
+    """The classes that a COCO file declares, by rising id; raises UserError where it declares none."""
+    return _chosen(_declared(_table(read_json(annotation_file), "categories", annotation_file)), None, annotation_file)
+
+
 def parse_split(
     name: str,
     content: dict[str, Any],

@@ -13,15 +13,15 @@ from typing import Any
 import timm
 import torch
 from timm.layers import BatchNormAct2d, DropPath, GroupNormAct, freeze_batch_norm_2d
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
+from noisebox.config.run import IMAGENET_MEAN, IMAGENET_STD, Colour
 from noisebox.errors import UserError
 
 STRIDES = (4, 8, 16, 32)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # A network of our own for CPUs, in timm's terms: ResNet-18 with half the blocks and a quarter of the width.
 SLIM = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8}
@@ -31,15 +31,22 @@ class FeatureMaps(nn.Module):
     """Images in, the network's own feature maps out, one for each of `strides`, which are the last of STRIDES.
 
     `name` is `slim` or any timm model with feature maps at these strides. With `pretrained`, timm's weights are loaded,
-    unless `fetch_weights` is off because a checkpoint will bring them. Raises UserError when the name is unknown, the
-    strides do not fit, or the weights cannot be had.
+    unless `fetch_weights` is off because a checkpoint will bring them. `mean` and `std` are those of the colours red,
+    green and blue, from 0 to 1. Raises UserError when the name is unknown, the strides do not fit, or the weights
+    cannot be had.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, name: str, pretrained: bool = False, fetch_weights: bool = True, strides: tuple[int, ...] = STRIDES
+        self,
+        name: str,
+        pretrained: bool = False,
+        fetch_weights: bool = True,
+        strides: tuple[int, ...] = STRIDES,
+        mean: Colour = IMAGENET_MEAN,
+        std: Colour = IMAGENET_STD,
     ) -> None:
         super().__init__()
         body = _create(name, pretrained and fetch_weights, len(strides))
@@ -47,13 +54,14 @@ class FeatureMaps(nn.Module):
         if found != strides:
             raise UserError(f"model.backbone: {name!r} has feature maps at strides {found}; {strides} are needed")
         _switch_off_dropout(body)
+        _pad_before_shifts(body)
         self.body = freeze_batch_norm_2d(body) if pretrained else _with_group_norm(body)
         self.channels: list[int] = body.feature_info.channels()
         # Transformers with feature maps (N, H, W, C) leave their stages unnormalised (Swin, Liu et al. 2021).
         self.channels_last = getattr(body, "output_fmt", None) == "NHWC"
         self.norms = nn.ModuleList([nn.LayerNorm(width) for width in self.channels] if self.channels_last else [])
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, ...]:
         """Maps (B, channels, ceil(H / stride), ceil(W / stride)), with H and W rounded up to multiples of 32.
@@ -80,8 +88,16 @@ class Backbone(FeatureMaps):
     Raises UserError as `FeatureMaps` does.
     """
 
-    def __init__(self, name: str, hidden_dim: int, pretrained: bool = False, fetch_weights: bool = True) -> None:
-        super().__init__(name, pretrained, fetch_weights)
+    def __init__(
+        self,
+        name: str,
+        hidden_dim: int,
+        pretrained: bool = False,
+        fetch_weights: bool = True,
+        mean: Colour = IMAGENET_MEAN,
+        std: Colour = IMAGENET_STD,
+    ) -> None:
+        super().__init__(name, pretrained, fetch_weights, mean=mean, std=std)
         self.pyramid = FeaturePyramidNetwork(self.channels, hidden_dim)
 
     def forward(self, images: Tensor, sizes_hw: Tensor) -> tuple[Tensor, ...]:
@@ -142,3 +158,22 @@ def _switch_off_dropout(body: nn.Module) -> None:
             module.p = 0.0
         elif isinstance(module, DropPath):
             module.drop_prob = 0.0
+
+
+class PaddedWindows(SwinTransformerBlock):  # type: ignore[misc]
+    """A block of Swin that pads its map to whole windows before it shifts them, as Swin's own detection code does;
+    timm's shifts first, and so has other neighbours at the borders of maps that are no whole number of windows."""
+
+    def _attn(self, x: Tensor) -> Tensor:
+        """`x` (N, H, W, C) to the same shape."""
+        height, width = x.shape[1:3]
+        down, across = self.window_size
+        padded = F.pad(x, (0, 0, 0, -width % across, 0, -height % down))
+        attended: Tensor = super()._attn(padded)
+        return attended[:, :height, :width]
+
+
+def _pad_before_shifts(body: nn.Module) -> None:
+    for module in body.modules():
+        if type(module) is SwinTransformerBlock:
+            module.__class__ = PaddedWindows  # timm names the class of its blocks nowhere that one could choose it

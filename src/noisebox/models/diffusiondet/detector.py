@@ -41,7 +41,9 @@ class DiffusionDet(Detector):
         self.config = config
         self.loss = loss
         self.num_classes = num_classes
-        self.backbone = Backbone(config.backbone, config.hidden_dim, config.pretrained, fetch_weights)
+        self.backbone = Backbone(
+            config.backbone, config.hidden_dim, config.pretrained, fetch_weights, config.pixel_mean, config.pixel_std
+        )
         self.head = DynamicHead(config, num_classes)
         self.sampler = box_sampler(config, num_classes)
         self.diffusion, self.labels = self.sampler.diffusion, self.sampler.labels
