@@ -94,8 +94,11 @@ def enliven(name: str, value: torch.Tensor) -> None:
 
 @contextmanager
 def same_noise(*shape: int) -> Iterator[Callable[[], None]]:
-    """Inside, both samplers draw the same tensors, one after the other, from the first again whenever what is yielded is
-    called. The public one draws from torch's global generator, ours by `_gaussian`."""
+    """Inside, both samplers start from the same boxes of `shape` (N, P, 4) whenever what is yielded has been called.
+    What they draw later is one box for all proposals, so that it does not matter in which order they keep them.
+
+    The public one draws from torch's global generator, ours by `_gaussian`.
+    """
     from noisebox.diffusion.sampler import BoxSampler
 
     drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(call)) for call in range(10)]
@@ -104,11 +107,15 @@ def same_noise(*shape: int) -> Iterator[Callable[[], None]]:
     def draw(*_: Any, **__: Any) -> torch.Tensor:
         return waiting.pop(0)
 
+    def draw_for(given: Any, *size: Any, **_: Any) -> torch.Tensor:
+        wanted = given.shape if isinstance(given, torch.Tensor) else (given, *size) if size else given
+        return draw()[: wanted[0], : wanted[1]]
+
     def again() -> None:
-        waiting[:] = drawn
+        waiting[:] = [drawn[0], *(later[:1, :1].expand(shape) for later in drawn[1:])]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "randn", draw)
-        patch.setattr(torch, "randn_like", draw)
+        patch.setattr(torch, "randn", draw_for)
+        patch.setattr(torch, "randn_like", draw_for)
         patch.setattr(BoxSampler, "_gaussian", draw)
         yield again

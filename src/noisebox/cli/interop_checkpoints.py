@@ -32,7 +32,7 @@ def import_checkpoint(
         typer.Option(help="PIXEL_STD of the original.", show_default="58.395 57.12 57.375, in RGB"),
     ] = None,
     bgr: Annotated[bool, typer.Option("--bgr", help="Its INPUT.FORMAT is BGR.")] = False,
-    size: Annotated[tuple[int, int], typer.Option(help="Its MIN_SIZE_TEST and MAX_SIZE_TEST.")] = (800, 1333),
+    size: Annotated[tuple[int, int], typer.Option(help="Its MIN_SIZE_TEST and MAX_SIZE_TEST.", min=1)] = (800, 1333),
     stride_in_3x3: Annotated[
         bool, typer.Option("--stride-in-3x3", help="Its STRIDE_IN_1X1 is False, although it looks like Caffe's.")
     ] = False,
@@ -52,7 +52,7 @@ def import_checkpoint(
     A backbone alone, such as torchvision-R-50.pkl, becomes a checkpoint that
     noisebox train --start can start from.
     """
-    target = out or Path("imported") / f"{file.stem}.pth"
+    target = out or Path("imported") / f"{file.stem or 'weights'}.pth"
 
     from noisebox.interop.checkpoints import Untold
     from noisebox.interop.checkpoints import import_checkpoint as run_import

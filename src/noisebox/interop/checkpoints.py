@@ -16,6 +16,7 @@ from noisebox import graph
 from noisebox.config import ImageConfig, RunConfig, ScaleConfig, SmokeConfig, SolverConfig
 from noisebox.config.diffusiondet import AnisoNoiseConfig, DiffusionDetConfig, GeoBiasConfig, LossConfig, SamplerConfig
 from noisebox.config.run import Colour
+from noisebox.config.section import check_section
 from noisebox.data.catalog import load_dataset
 from noisebox.data.coco import declared_classes
 from noisebox.diffusion.gaussian import cosine_betas
@@ -153,17 +154,18 @@ def import_checkpoint(
 def _import_detector(file: WeightFile, backbone: str, out: Path, untold: Untold) -> Imported:
     told, count = head_config(file)
     classes, dataset = class_names(untold.classes, count, file.path)
-    model_config = DiffusionDetConfig(
-        backbone=backbone,
-        pretrained=True,  # with batch norms that stay as they are, whoever brings the weights
-        num_proposals=untold.proposals,
-        attention_heads=untold.attention_heads,
-        sampling_ratio=untold.sampling_ratio,
-        snr_scale=untold.snr_scale,
-        sampler=SamplerConfig(ensemble="public"),
+    keys = {
+        "backbone": backbone,
+        "pretrained": True,  # with batch norms that stay as they are, whoever brings the weights
+        "num_proposals": untold.proposals,
+        "attention_heads": untold.attention_heads,
+        "sampling_ratio": untold.sampling_ratio,
+        "snr_scale": untold.snr_scale,
+        "sampler": SamplerConfig(ensemble="public"),
         **untold.pixels(),
         **told,
-    )
+    }
+    model_config = check_section(DiffusionDetConfig, keys, file.path, "model")
     config = _run_config(model_config, dataset, untold)
     model = build_model(config, count, fetch_weights=False)
     weights, translation = _translated(file.path, file.tensors, model, "", untold.bgr)

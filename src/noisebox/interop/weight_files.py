@@ -113,8 +113,8 @@ def _loaded(file: BinaryIO) -> Any:
 
 def _tensor(value: Any) -> Tensor | None:
     """A tensor or an array of numbers as a tensor; None where it is something else."""
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
-        return torch.tensor(value)
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub" and value.dtype.itemsize <= 8:
+        return torch.tensor(value.astype(value.dtype.newbyteorder("=")))
     return value if isinstance(value, Tensor) else None
 
 
