@@ -5,8 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import edit_yaml
+
+from noisebox.config import resolve
+from noisebox.models import build_model
+from noisebox.training.checkpoint import load_checkpoint, save_checkpoint
 
 pytest_plugins = ("reported_fixtures",)
 
@@ -43,6 +48,20 @@ def test_options_stand_over_params_and_the_try_lies_beside_the_runs(here: Path, 
     assert {key: config["solver"][key] for key in expected} == expected
     assert (config["precision"], config["model"]["num_proposals"]) == ("bf16", 5)
     assert config["image"]["resize_schedule"] == [[1, 32], [2, 64]]
+
+
+def test_a_training_starts_from_any_checkpoint_of_weights(here: Path, command_line: CommandLine) -> None:
+    model = build_model(resolve("baseline", 7, "test"), 3)
+    backbone = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}
+    save_checkpoint(here / "given.pth", {"model": backbone})
+    options = ("--iters", 1, "--set", "solver.backbone_multiplier=0", "--start", "given.pth")
+    assert command_line("train", "baseline", *options)[0] == 0
+    parent = json.loads((here / "tries/baseline/seed0/run.json").read_text())["parent"]
+    assert parent["checkpoint"] == "given.pth" and set(parent["loaded"]) == set(backbone) and not parent["unused"]
+    trained = load_checkpoint(here / "tries/baseline/seed0/model_final.pth")["model"]
+    assert all(torch.equal(trained[name], value) for name, value in backbone.items())
+    code, _, told = command_line("train", "baseline", "--start", "nowhere.pth")
+    assert code == 2 and "nowhere.pth does not exist" in told
 
 
 def test_mistakes_in_options_are_one_sentence_and_nothing_starts(here: Path, command_line: CommandLine) -> None:

@@ -290,7 +290,7 @@ def class_names(given: str | None, count: int, path: Path, root: Path = Path()) 
         background = "; a class for the background, which softmax needs, has no place here"
         raise UserError(
             f"{path} has logits for {count} classes, but --classes {given} names {len(names)}"
-            f"{background if len(names) == count - 1 else ''}"
+            f"{background if len(names) == count - 1 else '; give as many names, a dataset, or a COCO file'}"
         )
     return names, dataset
 
