@@ -15,7 +15,7 @@ from noisebox.errors import UserError
 def evaluate(
     lineage: Lineage, seed: Seed = 0, scale: Scale = None, dataset: Dataset = None, processes: Processes = None
 ) -> None:
-    """Evaluate a checkpoint: all that the protocols ask of its lineage.
+    """Evaluate a checkpoint as its lineage is asked to be.
 
     With --scale or --dataset, that of the try of the same options; what comes of it lies in evaluation/ beside it.
     """
@@ -91,7 +91,7 @@ def show(
     steps: Annotated[int, typer.Option(help="Sampling steps.", min=1)] = 5,
     eval_seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
 ) -> None:
-    """Draw detections beside ground truth, and how boxes are denoised.
+    """Draw detections beside truth, and how boxes denoise.
 
     Writes detections.png, and for each image <id>-steps.png, the boxes at every step, and <id>-film.png, the same as
     an animated PNG.

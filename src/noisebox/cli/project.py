@@ -32,7 +32,7 @@ def sync() -> None:
 
 @app.command()
 def merge() -> None:
-    """After a `git merge` with conflicts in what the engines write.
+    """After a `git merge`: settle what the engines write.
 
     Settles dvc.lock, data.dvc and the report's files, and stages them for
     the commit. Stages of both sides stay, and nothing is made again that

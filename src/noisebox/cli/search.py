@@ -15,10 +15,11 @@ def search(
     processes: Annotated[int, typer.Option(help="How many trials run at once.", min=1)] = 1,
     companion: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
-    """Run a budget search: many short trainings that differ in a few keys.
+    """Run a budget search: many short trainings.
 
-    Writes reports/searches/<name>.csv. Killed and run again, it goes on where
-    it stopped; run from several terminals, they share the trials.
+    Trials differ in a few keys. Writes reports/searches/<name>.csv. Killed
+    and run again, it goes on where it stopped; run from several terminals,
+    they share the trials.
     """
     from noisebox.config import load_experiment
     from noisebox.config.search import Search
@@ -43,7 +44,10 @@ def adopt(
     file: Annotated[Path, typer.Argument(help="A file of params/searches/, searched.", show_default=False)],
     best: Annotated[int, typer.Option(help="How many of the best.", min=1)] = 1,
 ) -> None:
-    """Make the best of a search recipes: params/recipes/<search>_best1.yaml and so on."""
+    """Make the best of a search recipes.
+
+    They are params/recipes/<search>_best1.yaml and so on.
+    """
     from noisebox.config import load_experiment
     from noisebox.search.adopt import adopt as run_adopt
 

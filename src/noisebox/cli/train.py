@@ -70,7 +70,7 @@ def train(
     profile_steps: Annotated[int, typer.Option(help="Steps to trace.", min=1)] = 5,
     processes: Processes = None,
 ) -> None:
-    """Train a lineage with one seed, or go on with a killed run.
+    """Train a lineage, or go on with a killed training.
 
     Options stand over what params/ say. A training with any is none of the
     graph's, so it goes to tries/<lineage>/seed<k>/. With --scale or --dataset
