@@ -38,7 +38,7 @@ def check(
         100,
     ),
 ) -> None:
-    """Check a dataset: files, annotations, classes, some images.
+    """Check a dataset: files, annotations, some images.
 
     Prints a table: what it needs and where, what is missing and where it is to be had, what is in it. `noisebox check
     nuscenes ROOT` looks at any nuScenes root, at its tables, links, sweeps, images and labels.
