@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from small_detector import make_detector
 from torch import nn
 
+from noisebox.config import SolverConfig
 from noisebox.errors import UserError
 from noisebox.models.backbone import Backbone
 from noisebox.randomness import isolated, normal
+from noisebox.training.optim import build_optimizer
 
 
 def backbone(name, **options):
@@ -90,3 +93,30 @@ def test_a_hub_out_of_reach_is_told_in_one_sentence(monkeypatch, tmp_path):
 def test_a_backbone_that_does_not_fit_is_refused(name, pretrained, message):
     with pytest.raises(UserError, match=message):
         backbone(name, pretrained=pretrained)
+
+
+STAGES = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
+
+
+@pytest.mark.parametrize(("stages", "frozen"), [(0, []), (1, STAGES[:2]), (2, STAGES[:3]), (5, STAGES)])
+def test_the_first_stages_can_be_frozen(stages, frozen):
+    model = backbone("slim")
+    model.freeze(stages)
+    still = [name.partition(".")[0] for name, weight in model.body.named_parameters() if not weight.requires_grad]
+    assert list(dict.fromkeys(still)) == frozen
+    assert all(weight.requires_grad for weight in model.pyramid.parameters())
+
+
+def test_a_backbone_without_a_stem_before_its_stages_cannot_be_frozen_in_part():
+    model = backbone("hrnet_w18_small")
+    model.freeze(0)
+    with pytest.raises(UserError, match=r"model.freeze_at: this backbone is not a stem and stages"):
+        model.freeze(2)
+
+
+def test_what_is_frozen_stays_out_of_the_optimiser():
+    detector = make_detector(freeze_at=2)
+    optimizer = build_optimizer(detector, SolverConfig())
+    moved = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    left = {name.split(".")[2] for name, parameter in detector.named_parameters() if id(parameter) not in moved}
+    assert left == set(STAGES[:3])

@@ -10,7 +10,7 @@ VERBS = (
     *("data", "smoke", "train", "evaluate", "report", "bench", "sync", "merge", "record"),
     *("predict", "show", "verify", "freeze", "table", "prune"),
     *("depth-gt", "check", "show-bev", "diagnose", "overfit"),
-    *("import-checkpoint", "export-checkpoint"),
+    *("import-checkpoint", "export-checkpoint", "import-logs", "export", "code"),
 )
 
 

@@ -316,6 +316,11 @@ def evaluation_inputs(lineage: str, seed: int | str) -> list[str]:
     return [f"{run_folder(lineage, seed)}/{name}" for name in ("model_final.pth", "metrics.csv", "run.json")]
 
 
+def imported_folder(lineage: str, seed: int | str) -> str:
+    """Results of past experiments that others made; no engine declares it."""
+    return f"imported/{lineage}/seed{seed}"
+
+
 def search_folder(search: str) -> str:
     """The study of a search and its trials, which a killed search goes on from; no engine declares it."""
     return f"searches/{search}"

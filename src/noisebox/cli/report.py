@@ -61,6 +61,7 @@ def table(
             guidance: {scale: 0.1, mode: all}
             train_seeds: [0, 1]     # by default the experiment's
             eval_seeds: [0, 1]      # by default all that there are
+          - {lineage: baseline, imported: true}     # by noisebox import-logs
           - name: theirs
             source: Chen et al. 2023, table 1
             values: {AP: "46.80", steps: 1}

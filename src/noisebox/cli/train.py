@@ -8,7 +8,9 @@ import typer
 
 from noisebox import graph
 from noisebox.cli.app import Dataset, Lineage, Scale, Seed, app, checkpoint_of, logged, prepare_try, say
+from noisebox.cli.detectron2 import OverridableCommand, train_config
 from noisebox.cli.launch import Processes, in_turn, shared
+from noisebox.errors import UserError
 
 
 @app.command()
@@ -38,9 +40,10 @@ def smoke(
         run_smoke(config, out, task.classes, task.batch(0))
 
 
-@app.command()
+@app.command(cls=OverridableCommand)
 def train(
-    lineage: Lineage,
+    lineage: Lineage = "",
+    pairs: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     seed: Seed = 0,
     scale: Scale = None,
     dataset: Dataset = None,
@@ -69,6 +72,14 @@ def train(
     profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps instead; no run is touched.")] = False,
     profile_steps: Annotated[int, typer.Option(help="Steps to trace.", min=1)] = 5,
     processes: Processes = None,
+    config_file: Annotated[
+        Path | None, typer.Option(help="A YAML of Detectron2 in place of a lineage; then KEY VALUE pairs.")
+    ] = None,
+    eval_only: Annotated[bool, typer.Option("--eval-only", help="With it: evaluate MODEL.WEIGHTS.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="With it: go on in OUTPUT_DIR, settings changed or not.")] = (
+        False
+    ),
+    num_gpus: Annotated[int, typer.Option(help="With it: processes, one a GPU.", min=0)] = 1,
 ) -> None:
     """Train a lineage, or go on with a killed training.
 
@@ -85,6 +96,12 @@ def train(
     With --profile, a few steps from fresh weights are traced into
     traces/<lineage>/seed<k>.json.gz, for ui.perfetto.dev, and the ten
     costliest operations are printed.
+
+    With --config-file, a configuration of Detectron2 and its overrides say
+    all, as in train_net.py; see docs/detectron2.md:
+
+    \b
+        noisebox train --config-file x.yaml SOLVER.MAX_ITER 500
     """
     from noisebox.config import AUTO, load_experiment, overrides_of, resolve, teacher_of
     from noisebox.tasks import open_task
@@ -97,6 +114,22 @@ def train(
     }  # fmt: skip
     typed = [f"{key}={value}" for key, value in named.items() if value is not None]
     overrides = overrides_of([*typed, *(settings or [])]) | ({"dataset": dataset} if dataset else {})
+    words = [*([lineage] if lineage else []), *(pairs or [])]
+    if config_file:
+        if seed or scale or start or output_dir or profile or processes:
+            raise UserError(
+                "with --config-file, SEED, MODEL.WEIGHTS and OUTPUT_DIR say seed, start and folder and --num-gpus the "
+                "processes; there is no scale, and nothing is profiled"
+            )
+        what_if = "resume" if resume else if_changed
+        train_config(config_file, words, overrides, eval_only, num_gpus, what_if)
+        return
+    if len(words) != 1:
+        more = f", and {words[1]!r} is one word too many" if words else ""
+        raise UserError(f"noisebox train takes one lineage, such as baseline{more}; KEY VALUE go with --config-file")
+    if eval_only or resume or num_gpus != 1:
+        raise UserError("--eval-only, --resume and --num-gpus go with --config-file")
+
     which = graph.try_name(seed, scale, dataset)
     tried = bool(overrides or scale or start)
     folder = graph.try_folder(lineage, which) if tried else graph.run_folder(lineage, seed)

@@ -49,4 +49,4 @@ class DetrLossConfig(Section):
     auxiliary_loss: bool = True
 
 
-FAMILY = Family(DetrConfig, DetrLossConfig)
+FAMILY = Family(DetrConfig, DetrLossConfig, shows_parts=True)

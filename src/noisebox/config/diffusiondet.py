@@ -1,8 +1,8 @@
 """The sections of family `diffusiondet`: its model, its loss, and how its students learn."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from noisebox.config.families import Family, TeacherConfig
 from noisebox.config.run import IMAGENET_MEAN, IMAGENET_STD, Colour, ColourSpread
@@ -47,6 +47,7 @@ class DiffusionDetConfig(Section):
     """Architecture of DiffusionDet: backbone, feature pyramid, dynamic head, diffusion of boxes.
 
     `pixel_mean` and `pixel_std` are what red, green and blue, from 0 to 1, are normalised by.
+    `freeze_at` leaves the backbone's first stages as they are: 1 the stem, 2 also the stage at stride 4, up to 5, all.
 
     The switches after `snr_scale` are off by default. `label_state`: each proposal carries a label, or none of the K
     classes, embedded and added to its feature; alone it is the head's own last prediction (self-conditioning, Chen et
@@ -59,6 +60,7 @@ class DiffusionDetConfig(Section):
     pretrained: bool = False
     pixel_mean: Colour = IMAGENET_MEAN
     pixel_std: ColourSpread = IMAGENET_STD
+    freeze_at: Annotated[int, Field(ge=0, le=5)] = 0
     hidden_dim: Positive = 256
     dim_dynamic: Positive = 64
     num_heads: Positive = 6
@@ -149,4 +151,4 @@ class DistillConfig(TeacherConfig):
         return self
 
 
-FAMILY = Family(DiffusionDetConfig, LossConfig, DistillConfig)
+FAMILY = Family(DiffusionDetConfig, LossConfig, DistillConfig, shows_parts=True)

@@ -26,12 +26,13 @@ class TeacherConfig(Section):
 @dataclass(frozen=True)
 class Family:
     """The sections of one family; `distill` is None where it cannot be distilled. One that `looks_closer` wants the
-    stored images in its batches, beside the resized ones."""
+    stored images in its batches, beside the resized ones. One that `shows_parts` may be trained on crops of images."""
 
     model: type[Section]
     loss: type[Section]
     distill: type[TeacherConfig] | None = None
     looks_closer: bool = False
+    shows_parts: bool = False
 
 
 def sections_of(family: str) -> Family:

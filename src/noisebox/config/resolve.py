@@ -111,15 +111,29 @@ def resolve(
     A distillation needs a teacher, and what takes the best of a search its results, but for the smoke run. Where the
     solver counts in epochs its `max_iter` is null until the task, which knows the dataset, gives it.
     """
-    others = _nested(overrides or {})
     lineage = _parsed(lineage)
     recipes = _recipes(lineage, root)
     scale = load_scale(scale_name, root).of(recipes[-1].family, _dataset(others, root))
     if not smoke:
         recipes = [_at_its_best(recipe, root) for recipe in recipes]
-    last, path = recipes[-1], root / graph.recipe_file(lineage.recipe)
-    if not smoke:
         teacher_of(lineage, seed, root)
+    return combined(lineage, seed, scale_name, scale, recipes, root, overrides=overrides)
+
+
+def combined(
+    lineage: graph.Lineage,
+    seed: int,
+    scale_name: str,
+    scale: ScaleConfig,
+    recipes: Sequence[RecipeConfig],
+    root: Path = Path(),
+    *,
+    overrides: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """The configuration of one run from its scale and the recipes of its lineage, wherever they were read; raises
+    UserError naming the file below `root` that they would stand in, or the override, key and what fits."""
+    others = _nested(overrides or {})
+    last, path = recipes[-1], root / graph.recipe_file(lineage.recipe)
     scale_path = root / graph.scale_file(scale_name)
     sections = sections_of(last.family)
     model = _sized({}, scale, last.family, sections, scale_path)
@@ -145,7 +159,7 @@ def resolve(
         threads=sized.threads,
         workers=sized.workers,
         eval_batch_size=sized.eval_batch_size,
-        image=_image(sized, solver, others.get("image", {})),
+        image=_image(sized, solver, others.get("image", {}), sections, scale_path),
         model=check_overrides(sections.model, merged(model, others.get("model", {})), "model"),
         loss=check_overrides(sections.loss, merged(loss, others.get("loss", {})), "loss"),
         solver=solver,
@@ -318,12 +332,16 @@ def _one_duration(solver: dict[str, Any], where: str) -> None:
         raise UserError(f"{where} has both max_iter and epochs: a training lasts so many iterations or so many epochs")
 
 
-def _image(scale: ScaleConfig, solver: SolverConfig, others: dict[str, Any]) -> ImageConfig:
+def _image(
+    scale: ScaleConfig, solver: SolverConfig, others: dict[str, Any], sections: Family, path: Path
+) -> ImageConfig:
     """How images are shown; a training that is to overfit shows them as they are evaluated."""
     image = check_overrides(ImageConfig, merged(scale.image.model_dump(), others), "image")
+    if image.crop and not sections.shows_parts:
+        raise UserError(f"{path}: image.crop: this family sees whole images in training; take it out for the family")
     if not solver.overfit:
         return image
-    as_evaluated = {"train_short_edges": [image.eval_short_edge], "resize_schedule": [], "flip": 0.0}
+    as_evaluated = {"train_short_edges": [image.eval_short_edge], "resize_schedule": [], "flip": 0.0, "crop": None}
     return image.model_copy(update=as_evaluated)
 
 

@@ -102,12 +102,30 @@ def solver_over(solver: dict[str, Any], others: dict[str, Any]) -> dict[str, Any
     return merged(kept, others)
 
 
+class CropConfig(Section):
+    """Random crops in training (DETR, Carion et al. 2020): so `likely` a part of an image is shown, resized as an image
+    is. Of the image with its short edge brought to one of `short_edges`, the part's height and width are each drawn
+    from `least` to `most` pixels, as far as the image has them."""
+
+    likely: Fraction = 0.5
+    short_edges: Annotated[list[Positive], Field(min_length=1)] = [400, 500, 600]
+    least: Positive = 384
+    most: Positive = 600
+
+    @model_validator(mode="after")
+    def _sizes_rise(self) -> "CropConfig":
+        if self.least > self.most:
+            raise ValueError(f"least {self.least} must not exceed most {self.most}")
+        return self
+
+
 class ImageConfig(Section):
     """Resizing: the short edge is brought to one of `train_short_edges` (drawn per image) or to `eval_short_edge`, the
     long edge kept within `max_edge`; `flip` is the probability of a mirror image in training.
 
     `resize_schedule`, a list of [epoch, short edge], takes the place of `train_short_edges`: from that epoch on, the
-    first being 1, every image of a batch has that short edge.
+    first being 1, every image of a batch has that short edge. `crop` shows parts of images in training, of detection
+    alone.
     """
 
     train_short_edges: Annotated[list[Positive], Field(min_length=1)] = list(range(480, 801, 32))
@@ -116,6 +134,7 @@ class ImageConfig(Section):
     flip: Fraction = 0.5
     cache_mib: Count = 512
     resize_schedule: list[tuple[Positive, Positive]] = []
+    crop: CropConfig | None = None
 
     @model_validator(mode="after")
     def _schedule_rises(self) -> "ImageConfig":

@@ -31,7 +31,7 @@ def check_section(section: type[SectionT], values: dict[str, Any], path: Path, w
     try:
         return section(**values)
     except ValidationError as error:
-        key, complaint = _describe(section, error, within)
+        key, complaint = first_complaint(section, error, within)
         if complaint.startswith(ABOUT_KEYS):
             raise UserError(f"{path}: key {key!r} {complaint}") from None
         raise UserError(f"{path}: {key + ': ' if key else ''}{complaint}") from None
@@ -47,7 +47,7 @@ def check_overrides(section: type[SectionT], values: dict[str, Any], within: str
     try:
         return section(**values)
     except ValidationError as error:
-        key, complaint = _describe(section, error, within)
+        key, complaint = first_complaint(section, error, within)
         named = f"override {key!r}" if key else "overrides"
         raise UserError(f"{named}{' ' if complaint.startswith(ABOUT_KEYS) else ': '}{complaint}") from None
 
@@ -55,8 +55,8 @@ def check_overrides(section: type[SectionT], values: dict[str, Any], within: str
 ABOUT_KEYS = ("does not exist", "is missing")
 
 
-def _describe(section: type[BaseModel], error: ValidationError, within: str) -> tuple[str, str]:
-    """The first complaint of pydantic, in our words: the key; what is wrong, and what fits."""
+def first_complaint(section: type[BaseModel], error: ValidationError, within: str) -> tuple[str, str]:
+    """The first complaint of pydantic, in our words: the key, after those `within`; what is wrong, and what fits."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(filter(None, [within, *location]))

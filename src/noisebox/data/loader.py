@@ -130,7 +130,8 @@ class _Images:
     """
 
     def __init__(self, config: ImageConfig, budget_mib: float, closer: bool) -> None:
-        self._resize = len(set(config.train_short_edges)) == 1 and not config.resize_schedule and not closer
+        fixed = len(set(config.train_short_edges)) == 1 and not config.resize_schedule and not config.crop
+        self._resize = fixed and not closer
         self._left = budget_mib * 2**20
         self._kept: dict[int, Tensor] = {}
 

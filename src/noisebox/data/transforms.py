@@ -1,7 +1,9 @@
-"""How an image is shown to a model: resized, perhaps mirrored. Which view it is depends on a key, never on a state."""
+"""How an image is shown to a model: perhaps a part of it, resized, perhaps mirrored. Which view it is depends on a key,
+never on a state."""
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -9,6 +11,7 @@ from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import functional as F
 
 from noisebox.config import ImageConfig
+from noisebox.config.run import CropConfig
 from noisebox.randomness import numpy_generator
 from noisebox.structures import Targets
 
@@ -17,11 +20,13 @@ MIN_SIDE = 1e-3  # pixels; a thinner box is no target
 
 @dataclass(frozen=True)
 class View:
-    """The size an image is resized to, and whether it is mirrored left to right."""
+    """The size an image, or its part `crop` (top, left, height, width in stored pixels), is resized to, and whether it
+    is mirrored left to right."""
 
     height: int
     width: int
     flip: bool = False
+    crop: tuple[int, int, int, int] | None = None
 
 
 def resized_hw(height: int, width: int, short_edge: int, max_edge: int) -> tuple[int, int]:
@@ -35,7 +40,27 @@ def training_view(height: int, width: int, config: ImageConfig, seed: int, step:
     generator = numpy_generator(seed, "augment", step, image_id)
     short_edge = config.train_short_edges[generator.integers(len(config.train_short_edges))]
     flip = bool(generator.random() < config.flip)
-    return View(*resized_hw(height, width, short_edge, config.max_edge), flip)
+    crop = cropped(height, width, config.crop, generator) if config.crop else None
+    part_hw = crop[2:] if crop else (height, width)
+    return View(*resized_hw(*part_hw, short_edge, config.max_edge), flip, crop)
+
+
+def cropped(
+    height: int, width: int, config: CropConfig, generator: np.random.Generator
+) -> tuple[int, int, int, int] | None:
+    """A part to show of an image: top, left, height, width in its stored pixels; None where all of it is shown."""
+    if generator.random() >= config.likely:
+        return None
+    scale = config.short_edges[generator.integers(len(config.short_edges))] / min(height, width)
+    spans = []
+    for side in (height, width):
+        there = round(side * scale)
+        part = int(generator.integers(min(there, config.least), min(there, config.most) + 1))
+        start = int(generator.integers(there - part + 1))
+        first = min(round(start / scale), side - 1)
+        spans.append((first, min(max(1, round(part / scale)), side - first)))
+    (top, part_height), (left, part_width) = spans
+    return top, left, part_height, part_width
 
 
 def evaluation_view(height: int, width: int, config: ImageConfig) -> View:
@@ -50,7 +75,10 @@ def resized(image: Tensor, view: View) -> Tensor:
 
 
 def shown(image: Tensor, view: View) -> Tensor:
-    """An image, (3, H, W) uint8, in a view: (3, h, w) uint8. It may have been resized before."""
+    """An image, (3, H, W) uint8, in a view: (3, h, w) uint8. It may come resized, if all of it is shown."""
+    if view.crop:
+        top, left, height, width = view.crop
+        image = image[:, top : top + height, left : left + width]
     image = resized(image, view)
     return F.horizontal_flip(image) if view.flip else image
 
@@ -63,6 +91,9 @@ def targets_in(view: View, targets: Targets, stored_hw: tuple[int, int]) -> Targ
     objects = len(targets.labels)
     both = torch.cat((targets.boxes_xyxy, targets.crowds_xyxy))
     labels = torch.cat((targets.labels, targets.crowd_labels))
+    if view.crop:
+        top, left, *part_hw = view.crop
+        both, stored_hw = both - torch.tensor([left, top, left, top]), (part_hw[0], part_hw[1])
     boxes = tv_tensors.BoundingBoxes(both, format="XYXY", canvas_size=stored_hw)
     if stored_hw != (view.height, view.width):
         boxes = F.resize(boxes, [view.height, view.width])

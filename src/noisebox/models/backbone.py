@@ -81,6 +81,22 @@ class FeatureMaps(nn.Module):
             features = [norm(level).permute(0, 3, 1, 2) for norm, level in zip(self.norms, features, strict=True)]
         return tuple(features)
 
+    def freeze(self, stages: int) -> None:
+        """Leave the parameters of the first `stages` untrained: 1 is the stem, before the stages that end in maps.
+
+        Raises UserError when the network is not so made.
+        """
+        network: Any = self.body
+        ends = {name.replace(".", "_") for name in network.feature_info.module_name()}
+        children = dict(self.body.named_children())
+        if stages and not ends <= children.keys():
+            raise UserError("model.freeze_at: this backbone is not a stem and stages, one after another; leave it at 0")
+        begun = 1
+        for name, child in children.items():
+            begun += name in ends
+            if begun <= stages:
+                child.requires_grad_(False)
+
 
 class Backbone(FeatureMaps):
     """Images in, feature maps p2 to p5 out (Lin et al. 2017), at strides 4, 8, 16, 32, each with `hidden_dim` channels.

@@ -86,6 +86,7 @@ GUIDANCE: Columns = {
 LOOK: Columns = {"crops": _count}  # 1 where the densest parts were looked at again
 EVIDENCE: Columns = {"images": _count, "ckpt": _text, "ckpt_sha256": _text}
 RESULTS: Columns = {**RUN, **GUIDANCE, **LOOK, **dict.fromkeys(METRICS, percentage), **EVIDENCE}
+IMPORTED: Columns = {**RESULTS, "images": str, "ckpt_sha256": str, "source": _text}  # the first two may be unknown
 SPEED: Columns = {
     **dict.fromkeys(["run", "device", "ckpt", "ckpt_sha256"], _text),
     **dict.fromkeys(["train_seed", "sample_step", "threads", "batch", "eval_seeds"], _count),
@@ -266,6 +267,11 @@ def iterations_before(lineage: str, train_seed: int, iterations: Mapping[tuple[s
 
 def results_path(lineage: str, train_seed: int) -> str:
     return f"{graph.evaluation_folder(lineage, train_seed)}/results.tsv"
+
+
+def imported_path(lineage: str, train_seed: int | str) -> str:
+    """What `noisebox import-logs` wrote."""
+    return f"{graph.imported_folder(lineage, train_seed)}/results.tsv"
 
 
 def speed_path(lineage: str, train_seed: int) -> str:

@@ -1,7 +1,8 @@
 """`noisebox table`: the results table that a small file describes, as Markdown, TSV and LaTeX.
 
-A row is a lineage sampled in one way, taken from `evals/`, or values from the literature with their source. What is not
-there is a dash with a reason below the table, never a guess.
+A row is a lineage sampled in one way, taken from `evals/`, or where it is `imported` from the results of past
+experiments in `imported/`; or values from the literature with their source. What is not there is a dash with a reason
+below the table, never a guess.
 """
 
 import csv
@@ -25,11 +26,13 @@ from noisebox.files import read_json, read_yaml, write_text
 from noisebox.report import markdown
 from noisebox.report.evaluations import (
     CLASS_PREFIX,
+    IMPORTED,
     METRICS,
     RESULTS,
     SPEED,
     Columns,
     described,
+    imported_path,
     read_evaluation,
     results_path,
     speed_path,
@@ -59,7 +62,8 @@ def _as_text(value: object) -> str:
 class LineageRow(Section):
     """A lineage sampled in one way: the mean over train seeds of their means over eval seeds.
 
-    `train_seeds` are by default the experiment's, `eval_seeds` all that the evaluations have for this way.
+    `train_seeds` are by default the experiment's, or all that are `imported`; `eval_seeds` are by default all that the
+    evaluations have for this way.
     """
 
     lineage: str
@@ -68,6 +72,7 @@ class LineageRow(Section):
     guidance: GuidanceConfig = GuidanceConfig()
     train_seeds: Annotated[list[Count], Field(min_length=1)] | None = None
     eval_seeds: Annotated[list[Count], Field(min_length=1)] | None = None
+    imported: bool = False
 
 
 class LiteratureRow(Section):
@@ -118,7 +123,8 @@ def make_table(path: Path, experiment: Callable[[], ExperimentConfig], root: Pat
     lines = []
     for row in rows:
         if isinstance(row, LineageRow):
-            seeds = dict.fromkeys(row.train_seeds or experiment().train_seeds)
+            own = _imported_seeds(row.lineage, root) if row.imported else None
+            seeds = dict.fromkeys(row.train_seeds or own or experiment().train_seeds)
             lines.append(_of_lineage(row, list(seeds), spec.columns, root))
         else:
             given = {column: row.values[column] for column in spec.columns if column in row.values}
@@ -167,7 +173,14 @@ def _of_lineage(row: LineageRow, seeds: Sequence[int], columns: Sequence[str], r
             values[column] = measured.value(column)
         except _Missing as reason:
             missing[column] = str(reason)
-    return Line(row.name or row.lineage, values, missing, *measured.evidence(columns))
+    name = row.name or (f"{row.lineage} (imported)" if row.imported else row.lineage)
+    return Line(name, values, missing, *measured.evidence(columns))
+
+
+def _imported_seeds(lineage: str, root: Path) -> list[int]:
+    """The train seeds of which results were imported, rising."""
+    found = (path.parent.name.removeprefix("seed") for path in root.glob(imported_path(lineage, "*")))
+    return sorted(int(seed) for seed in found if seed.isdecimal())
 
 
 @dataclass(frozen=True)
@@ -182,6 +195,8 @@ class _Measured:
         """A cell; raises _Missing where there is nothing to say."""
         if column == "steps":
             return str(self.row.sample_step)
+        if column in TIMES and self.row.imported:
+            raise _Missing("logs are imported without their times")
         if column in TIMES:
             seconds = mean_of(self.speed["inference_s_per_img"])
             return 1 / seconds if column == "FPS" else seconds
@@ -200,7 +215,7 @@ class _Measured:
     @cached_property
     def results(self) -> pd.DataFrame:
         """The rows of every results.tsv, under the same eval seeds for each train seed."""
-        rows = self._rows(results_path, RESULTS)
+        rows = self._rows(*((imported_path, IMPORTED) if self.row.imported else (results_path, RESULTS)))
         of_seed = {seed: sorted(rows["eval_seed"][rows["train_seed"] == seed]) for seed in self.seeds}
         wanted = sorted(set(self.row.eval_seeds)) if self.row.eval_seeds else of_seed[self.seeds[0]]
         for seed, there in of_seed.items():
@@ -221,7 +236,8 @@ class _Measured:
     def _rows_of(self, seed: int, path: str, columns: Columns) -> pd.DataFrame:
         lineage, sampling = self.row.lineage, Sampling(steps=self.row.sample_step, guidance=self.row.guidance)
         if not (self.root / path).exists():
-            raise _Missing(f"{path} does not exist; this makes it: noisebox evaluate {lineage} --seed {seed}")
+            made_by = "import-logs <folder>" if self.row.imported else f"evaluate {lineage} --seed {seed}"
+            raise _Missing(f"{path} does not exist; this makes it: noisebox {made_by}")
         table = read_evaluation(self.root / path, columns, lineage, seed)
         way = sampling.columns()
         asked = (table[list(way)] == list(way.values())).all(axis="columns")
@@ -239,6 +255,9 @@ class _Measured:
                 with suppress(_Missing):
                     tables.append(getattr(self, name))
         paths, digests = (markdown.listed(cell for table in tables for cell in table[name]) for name in EVIDENCE)
+        if self.row.imported and paths:
+            logs = {source.rpartition(":")[0] for table in tables for source in table["source"]}
+            paths = f"{paths}, imported from {markdown.plural(len(logs), 'log')} (column source)"
         return paths or "nothing evaluated", digests
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class DetectionTask:
-    """Both splits of the dataset; see `noisebox.tasks.Task`."""
+    """Both splits of the dataset, as its line's manifest, or another, describes it; see `noisebox.tasks.Task`."""
 
     metric = "AP"
     goal = ("AP50", 90.0)

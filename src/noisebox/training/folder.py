@@ -40,6 +40,14 @@ def claimed(run: Path) -> Iterator[Path]:
         yield run / WORK
 
 
+def reopen(run: Path, best: str) -> None:
+    """Let a finished training be gone on with: its full state, and the weights that were best so far, as `work/` has
+    them while it is under way."""
+    if (run / LAST).exists() and not (run / WORK / LAST).exists():
+        for name in (best, LAST):
+            second_name(run / name, run / WORK / name)
+
+
 def save_last(work: Path, state: dict[str, Any]) -> None:
     """Write `last.pth`; the one before it stays beside it as `previous.pth`, should the new one be damaged later."""
     if (work / LAST).exists():

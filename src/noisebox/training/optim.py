@@ -14,13 +14,14 @@ def build_optimizer(model: Model, solver: SolverConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) over the trainable parameters; each group's `multiplier` scales its rate.
 
     A multiplier of 0 freezes: those parameters leave the optimiser and need no gradient, so nothing is computed for
-    them.
+    them. What the model itself has frozen stays so.
     """
     parts = model.parts()
     named = {id(parameter) for parameters in parts.values() for parameter in parameters}
     others = [parameter for parameter in model.parameters() if id(parameter) not in named]
     groups: list[dict[str, Any]] = [{"params": others, "multiplier": 1.0}]
-    for part, parameters in parts.items():
+    for part, every in parts.items():
+        parameters = [parameter for parameter in every if parameter.requires_grad]
         multiplier = getattr(solver, f"{part}_multiplier")
         if multiplier > 0 and parameters:
             groups.append({"params": parameters, "multiplier": multiplier})

@@ -44,6 +44,7 @@ class DiffusionDet(Detector):
         self.backbone = Backbone(
             config.backbone, config.hidden_dim, config.pretrained, fetch_weights, config.pixel_mean, config.pixel_std
         )
+        self.backbone.freeze(config.freeze_at)
         self.head = DynamicHead(config, num_classes)
         self.sampler = box_sampler(config, num_classes)
         self.diffusion, self.labels = self.sampler.diffusion, self.sampler.labels
