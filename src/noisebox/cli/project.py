@@ -11,9 +11,10 @@ from noisebox.cli.app import app, say
 
 @app.command()
 def code() -> None:
-    """After a change of the lists in graph.py: link the code anew.
+    """Link the code behind each stage anew, for DVC.
 
-    DVC knows the code behind a stage by the links in code/, which are in git.
+    For after a change of the lists in graph.py: DVC knows the code behind a
+    stage by the links in code/, which are in git.
     """
     from noisebox.linked_code import link_code
 

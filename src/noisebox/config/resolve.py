@@ -113,7 +113,7 @@ def resolve(
     """
     lineage = _parsed(lineage)
     recipes = _recipes(lineage, root)
-    scale = load_scale(scale_name, root).of(recipes[-1].family, _dataset(others, root))
+    scale = load_scale(scale_name, root).of(recipes[-1].family, _dataset(_nested(overrides or {}), root))
     if not smoke:
         recipes = [_at_its_best(recipe, root) for recipe in recipes]
         teacher_of(lineage, seed, root)
