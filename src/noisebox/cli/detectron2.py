@@ -31,10 +31,10 @@ def train_config(
     keys."""
     from noisebox.interop.detectron2_config import load_config
 
+    asked = load_config(config_file, pairs)
+    if num_gpus > 1 and not eval_only:
+        _check_devices(num_gpus, asked.scale.device)
     with shared(launched() if num_gpus <= 1 or eval_only else num_gpus), logged("detectron2", config_file.stem):
-        asked = load_config(config_file, pairs)
-        if num_gpus > 1 and not eval_only:
-            _check_devices(num_gpus, asked.scale.device)
         for note in asked.notes:
             say(f"note: {note}")
 
