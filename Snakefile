@@ -45,6 +45,7 @@ def lineages_of(section):
 
 
 LINEAGES = {section: lineages_of(section) for section in graph.SECTIONS}
+CPUS = SCALE.threads + SCALE.workers  # of a training or evaluation, where a cluster shares them out
 
 # The jobs' progress shares one terminal, and `noisebox` is the one installed beside this Snakemake.
 shell.prefix(f"export NOISEBOX_PROGRESS=plain PATH='{Path(sys.executable).parent}':\"$PATH\"; ")

@@ -199,7 +199,7 @@ def test_rules_say_what_a_cluster_wants_to_know(project: Path) -> None:
     for job in snakemake_details(project):
         assert job["log"] and job["benchmark"] and job["message"], job["rule"]
         assert {"mem_mb", "runtime"} <= set(job["resources"]), job["rule"]
-        assert job["rule"] not in ("smoke", "train", "evaluate") or "gpu" in job["resources"]
+        assert job["rule"] not in ("smoke", "train", "evaluate") or {"gpu", "cpus_per_task"} <= set(job["resources"])
 
 
 def test_undeclared_lineage_resolves(project: Path) -> None:

@@ -38,6 +38,7 @@ rule evaluate:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
+        cpus_per_task=CPUS,
     shell:
         "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"
 
@@ -64,6 +65,7 @@ rule evaluate_detr:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
+        cpus_per_task=CPUS,
     shell:
         "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"
 
@@ -91,6 +93,7 @@ rule evaluate_aerial:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
+        cpus_per_task=CPUS,
     shell:
         "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"
 
@@ -118,5 +121,6 @@ rule evaluate_bev:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
+        cpus_per_task=CPUS,
     shell:
         "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"

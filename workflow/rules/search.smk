@@ -35,6 +35,7 @@ rule search:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
+        cpus_per_task=CPUS,
     shell:
         "noisebox search {input.search}"
 

@@ -59,6 +59,7 @@ rule smoke:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
+        cpus_per_task=CPUS,
     shell:
         "noisebox smoke {wildcards.recipe}"
 
@@ -84,6 +85,7 @@ rule train:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
+        cpus_per_task=CPUS,
     shell:
         "noisebox train {wildcards.lineage} --seed {wildcards.seed} --if-changed fresh"
 
