@@ -40,14 +40,15 @@ def listen() -> None:
 
 
 def _hear(number: int, frame: FrameType | None) -> None:
-    if _held is None or _held.number is not None:
+    """A second SIGTERM says what the first did: Slurm sends one to every process, and its srun passes on another."""
+    if _held is None or (_held.number is not None and number != signal.SIGTERM):
         raise Interrupted(number)
-    _held.number = number
+    _held.number = _held.number or number
 
 
 @contextmanager
 def held_back() -> Iterator[Held]:
-    """Inside, the first signal is noted, to be looked for between two steps; a second one ends at once.
+    """Inside, the first signal is noted, to be looked for between two steps; a second Ctrl-C ends at once.
 
     Raises Interrupted on the way out for one that nobody looked for.
     """

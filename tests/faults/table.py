@@ -22,7 +22,7 @@ but the one that tells the time (`run.json` of a run, `speed.tsv` of an evaluati
 - **kill -9** costs a training at most `checkpoint_every` iterations. An evaluation starts over, depth ground truth goes
   on with the files that are missing.
 - **SIGTERM**, as a scheduler sends it to every process of a job, and **Ctrl-C** let a training end its optimiser step
-  (and the validation that belongs to it) and save; a second signal ends it at once, as kill -9 would. Other verbs end
+  (and the validation that belongs to it) and save; a second Ctrl-C ends it at once, as kill -9 would. Other verbs end
   where they are.
 - **A damaged `last.pth`**, told by its checksums, is left for `previous.pth` beside it, the checkpoint before; the
   iterations between the two are taken again. Where both are damaged, all is lost but a `best.pth` that may lie in
