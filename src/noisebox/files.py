@@ -31,7 +31,7 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     Raises UserError when the disk is full or the place cannot be written; the old file is left as it was.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path.parent)
         folder = Path(tempfile.mkdtemp(prefix=_unfinished(path.name), dir=path.parent))
     except OSError as error:
         raise unwritable(path, error) from error
@@ -56,7 +56,7 @@ def atomic_folder(folder: Path, first_stays: bool = False) -> Iterator[Path]:
     `first_stays` the old folder goes at once, and OSError is raised where another process fills the place meanwhile.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _make(folder.parent)
         staging = Path(tempfile.mkdtemp(prefix=_unfinished(folder.name), dir=folder.parent))
     except OSError as error:
         raise unwritable(folder, error) from error
@@ -82,6 +82,14 @@ def unwritable(path: Path, error: OSError) -> UserError | OSError:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return UserError(f"{path} cannot be written ({error.strerror}); give write access to {path.parent}")
     return error
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those above it; raises UserError where one of them is a file, or takes nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}: {error.filename}); choose another place") from None
 
 
 def second_name(path: Path, other: Path) -> None:
@@ -115,7 +123,7 @@ def _lock(lock: Path, busy: str) -> int | None:
     """`lock`, open, locked and naming this process; None when the one who held it took it away meanwhile."""
     descriptor = None
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        _make(lock.parent)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         # A record lock: unlike flock's it is not inherited by the loader's workers, which may outlive a kill.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
