@@ -32,7 +32,7 @@ def train_config(
     from noisebox.interop.detectron2_config import load_config
 
     asked = load_config(config_file, pairs)
-    if num_gpus > 1 and not eval_only:
+    if num_gpus > 1 and launched() == 1 and not eval_only:
         _check_devices(num_gpus, asked.scale.device)
     with shared(launched() if num_gpus <= 1 or eval_only else num_gpus), logged("detectron2", config_file.stem):
         for note in asked.notes:
