@@ -8,7 +8,7 @@ a connection that closes ends the others. Numbers of the machinery go over the C
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from itertools import islice
@@ -145,7 +145,7 @@ def held_by_the_first(claim: AbstractContextManager[None]) -> Iterator[None]:
         yield
 
 
-def together(items: Iterable[T]) -> Iterator[T]:
+def together(items: Iterable[T]) -> Generator[T]:
     """The items, each when every process has its own; as many as there are in every process."""
     rest = iter(items)
     while True:

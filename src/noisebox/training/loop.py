@@ -9,6 +9,7 @@ first one writes; what one meets, a signal or a mistake, is told to all between 
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -88,9 +89,10 @@ def train(
                 training.describe()
                 record.write()
         label = f"{config.lineage} seed{config.seed}"
-        with Progress(label, solver.iterations, training.step) as progress, held_back() as held:
-            remaining = range(training.step, solver.iterations)
-            stream = processes.together(batches(training.step, solver.iterations))
+        remaining = range(training.step, solver.iterations)
+        # Closed however the training ends: the loader's processes would be waited for in vain.
+        made = closing(processes.together(batches(training.step, solver.iterations)))
+        with Progress(label, solver.iterations, training.step) as progress, held_back() as held, made as stream:
             for _, batch in zip(remaining, stream, strict=True):
                 loss = training.advance(batch)
                 training.keep_epoch(images)
