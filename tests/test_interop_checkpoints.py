@@ -413,3 +413,13 @@ def test_a_quality_head_stays_at_home(tmp_path):
     assert sent.translation.unused == tuple(
         f"head.head_series.{stage}.quality.{kind}" for stage in (0, 1) for kind in ("bias", "weight")
     )
+
+
+def test_what_others_let_torch_load_stays_so(tmp_path: Path) -> None:
+    """A file is read with arrays admitted for that moment alone, and without taking them from who admitted them before."""
+    torch.save({"model": {"weight": torch.zeros(2)}, "loss": np.float64(1.5)}, tmp_path / "theirs.pth")
+    float64 = type(np.dtype(np.float64))
+    with torch.serialization.safe_globals([float64]):
+        before = set(torch.serialization.get_safe_globals())
+        assert list(read_weights(tmp_path / "theirs.pth").tensors) == ["weight"]
+        assert set(torch.serialization.get_safe_globals()) == before

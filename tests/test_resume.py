@@ -303,7 +303,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path, hol
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file is in the way")
-    with pytest.raises(UserError, match="run/work cannot be written"):
+    with pytest.raises(UserError, match="run/work cannot be made"):
         train_toy(tmp_path / "run")
 
 
