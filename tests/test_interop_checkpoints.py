@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from public_detector import HEAD, NETWORKS, build_public, empty_config, public_config, same_noise
 from small_detector import small_config
 from test_diffusiondet_golden import golden  # noqa: F401
@@ -27,6 +28,8 @@ from noisebox.interop.checkpoints import (
     schedule_buffers,
     table_of,
 )
+from noisebox.interop.detectron2_config import load_config
+from noisebox.interop.detectron2_run import with_own_weights
 from noisebox.interop.names import public_name
 from noisebox.interop.weight_files import read_weights
 from noisebox.models.backbone import Backbone, FeatureMaps
@@ -413,6 +416,23 @@ def test_a_quality_head_stays_at_home(tmp_path):
     assert sent.translation.unused == tuple(
         f"head.head_series.{stage}.quality.{kind}" for stage in (0, 1) for kind in ("bias", "weight")
     )
+
+
+def test_a_configurations_weights_are_imported_if_their_names_are_public(ours, tmp_path):
+    """Ours stay as they are, also without a configuration, as an imported backbone or another framework leaves them."""
+    tensors = torch.load(ours, weights_only=True)["model"]
+    bare = tmp_path / "bare.pth"
+    torch.save({"model": tensors}, bare)
+    datasets = "DATASETS: {TRAIN: [world_test_train], TEST: [world_test_val]}"
+    (tmp_path / "x.yaml").write_text(f"OUTPUT_DIR: {tmp_path}/out\n{datasets}")
+    for own in (ours, bare):
+        asked = load_config(tmp_path / "x.yaml", ["MODEL.WEIGHTS", str(own)], ROOT)
+        assert with_own_weights(asked) == asked
+    sent = export_checkpoint(ours, tmp_path / "public.pth").path
+    asked = with_own_weights(load_config(tmp_path / "x.yaml", ["MODEL.WEIGHTS", str(sent)], ROOT))
+    assert asked.weights == f"{tmp_path}/out/start.pth"
+    came = torch.load(asked.weights, weights_only=True)["model"]
+    assert came.keys() == tensors.keys() and all(torch.equal(came[name], tensors[name]) for name in tensors)
 
 
 def test_what_others_let_torch_load_stays_so(tmp_path: Path) -> None:

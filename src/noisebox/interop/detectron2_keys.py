@@ -11,20 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from noisebox.config.diffusiondet import DiffusionDetConfig, LossConfig
+from noisebox.interop.names import SWIN_NETWORKS
 
 OWN = "MODEL.DiffusionDet."
 IMAGENET_WEIGHTS = r"detectron2://ImageNetPretrained/torchvision[/-]R-\d+\.pkl|(.*/)?(torchvision-)?R-\d+\.pkl"
 SWIN_WEIGHTS = r"(.*/)?swin_[a-z0-9_]+\.(pkl|pth)"
 RESNET, SWIN = "build_resnet_fpn_backbone", "build_swintransformer_fpn_backbone"
-SWIN_SIZES = {
-    "T": "swin_tiny_patch4_window7_224.ms_in1k",
-    "S": "swin_small_patch4_window7_224.ms_in1k",
-    "B": "swin_base_patch4_window7_224.ms_in1k",
-    "B-22k": "swin_base_patch4_window7_224.ms_in22k",
-    "B-22k-384": "swin_base_patch4_window12_384.ms_in22k",
-    "L-22k": "swin_large_patch4_window7_224.ms_in22k",
-    "L-22k-384": "swin_large_patch4_window12_384.ms_in22k",
-}
 
 Of = Callable[[str], Any]  # the value of another key
 
@@ -77,9 +69,9 @@ def _or_none(value: Any, of: Of) -> Any:
 def _backbone(value: str, of: Of) -> str:
     if value == SWIN:
         size = of("MODEL.SWIN.SIZE")
-        if size not in SWIN_SIZES:
-            raise ValueError(f"MODEL.SWIN.SIZE must be one of {', '.join(SWIN_SIZES)}, not {size!r}")
-        return SWIN_SIZES[size]
+        if size not in SWIN_NETWORKS:
+            raise ValueError(f"MODEL.SWIN.SIZE must be one of {', '.join(SWIN_NETWORKS)}, not {size!r}")
+        return SWIN_NETWORKS[size]
     if value == RESNET:
         return f"resnet{of('MODEL.RESNETS.DEPTH')}.tv_in1k"
     if value.startswith("build_"):

@@ -18,6 +18,8 @@ from noisebox.files import sha256, write_text
 from noisebox.interop.checkpoints import import_checkpoint
 from noisebox.interop.detectron2_config import SCALE, Detectron2Config
 from noisebox.interop.detectron2_keys import is_imagenet
+from noisebox.interop.detectron2_logs import METRICS
+from noisebox.interop.names import OWN_BACKBONE
 from noisebox.machine import placed
 from noisebox.models import build_model
 from noisebox.progress import Progress
@@ -27,8 +29,6 @@ from noisebox.training.checkpoint import load_checkpoint, load_weights
 from noisebox.training.folder import claimed, reopen
 from noisebox.training.loop import IfChanged
 from noisebox.training.loop import train as run_training
-
-COPIED = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # what Detectron2 prints to be copied
 
 
 def opened(asked: Detectron2Config, overrides: Mapping[str, Any]) -> DetectionTask:
@@ -71,10 +71,12 @@ def with_own_weights(asked: Detectron2Config) -> Detectron2Config:
 
 
 def _is_ours(path: Path) -> bool:
+    """By its names: a backbone that was imported, and what a framework of others trained, have no configuration."""
     try:
-        return "config" in load_checkpoint(path)
+        weights = load_checkpoint(path).get("model")
     except UserError:
         return False
+    return isinstance(weights, dict) and any(str(name).startswith(OWN_BACKBONE) for name in weights)
 
 
 def teacher_of(config: RunConfig) -> Path | None:
@@ -167,6 +169,6 @@ def copypaste(row: Mapping[str, Any]) -> list[str]:
     """A row of results.tsv in the lines that Detectron2 prints to be copied."""
     return [
         "copypaste: Task: bbox",
-        f"copypaste: {','.join(COPIED)}",
-        f"copypaste: {','.join(row[name] for name in COPIED)}",
+        f"copypaste: {','.join(METRICS)}",
+        f"copypaste: {','.join(row[name] for name in METRICS)}",
     ]

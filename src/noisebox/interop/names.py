@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 BOTTOM_UP = "backbone.bottom_up."
+OWN_BACKBONE = "backbone.body."  # where ours stand in its place
 
 
 class ResNet(NamedTuple):
@@ -40,8 +41,18 @@ SWINS = {
     Swin((2, 2, 18, 2), 192, 7): "swin_large_patch4_window7_224",
     Swin((2, 2, 18, 2), 192, 12): "swin_large_patch4_window12_384",
 }
-# What MODEL.SWIN.SIZE of the public DiffusionDet is for each.
-SWIN_SIZES = dict(zip(SWINS.values(), ("T", "S", "B", "B-22k-384", "L-22k", "L-22k-384"), strict=True))
+# What MODEL.SWIN.SIZE of the public DiffusionDet stands for: timm's network with the weights it starts from.
+SWIN_NETWORKS = {
+    "T": "swin_tiny_patch4_window7_224.ms_in1k",
+    "S": "swin_small_patch4_window7_224.ms_in1k",
+    "B": "swin_base_patch4_window7_224.ms_in1k",
+    "B-22k": "swin_base_patch4_window7_224.ms_in22k",
+    "B-22k-384": "swin_base_patch4_window12_384.ms_in22k",
+    "L-22k": "swin_large_patch4_window7_224.ms_in22k",
+    "L-22k-384": "swin_large_patch4_window12_384.ms_in22k",
+}
+# The size of each network; of those that differ in their weights alone, the first.
+SWIN_SIZES = {weights.partition(".")[0]: size for size, weights in reversed(SWIN_NETWORKS.items())}
 
 _RULES: tuple[tuple[str, str | Callable[["re.Match[str]"], str]], ...] = (
     (r"backbone\.pyramid\.inner_blocks\.(\d)\.0", lambda found: f"backbone.fpn_lateral{int(found[1]) + 2}"),
