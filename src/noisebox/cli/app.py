@@ -22,8 +22,11 @@ app = typer.Typer(
 )
 SHARED = ("train", "evaluate")  # verbs that several processes can share
 Lineage = Annotated[str, typer.Argument(help="Recipes joined by '+', such as baseline+finetune.", show_default=False)]
+Which = Annotated[
+    str,
+    typer.Argument(metavar="LINEAGE|CHECKPOINT", help="A lineage, or the path of a .pth file.", show_default=False),
+]
 Seed = Annotated[int, typer.Option(help="Train seed.", min=0)]
-
 
 Scale = Annotated[
     str | None, typer.Option(help="A file of params/scales/, for one try.", show_default="the experiment's")
@@ -48,6 +51,16 @@ def checkpoint_of(lineage: str, seed: int, scale: str | None = None, dataset: st
         options = "".join(f" {option} {value}" for option, value in given.items() if value)
         raise UserError(f"{path} does not exist; make it with: noisebox train {lineage} --seed {seed}{options}")
     return path
+
+
+def is_file(which: str) -> bool:
+    """Whether an argument LINEAGE|CHECKPOINT is the path of a checkpoint."""
+    return which.endswith(".pth")
+
+
+def checkpoint_named(which: str, seed: int) -> Path:
+    """The checkpoint that an argument LINEAGE|CHECKPOINT names; that of a lineage must be there."""
+    return Path(which) if is_file(which) else checkpoint_of(graph.Lineage.parse(which).name, seed)
 
 
 def prepare_try(dataset: str, family: str) -> None:

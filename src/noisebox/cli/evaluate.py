@@ -6,7 +6,19 @@ from typing import Annotated
 import typer
 
 from noisebox import graph
-from noisebox.cli.app import Dataset, Lineage, Scale, Seed, app, checkpoint_of, logged, say
+from noisebox.cli.app import (
+    Dataset,
+    Lineage,
+    Scale,
+    Seed,
+    Which,
+    app,
+    checkpoint_named,
+    checkpoint_of,
+    is_file,
+    logged,
+    say,
+)
 from noisebox.cli.launch import Processes, shared
 from noisebox.errors import UserError
 
@@ -39,10 +51,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    which: Annotated[
-        str,
-        typer.Argument(metavar="LINEAGE|CHECKPOINT", help="A lineage, or the path of a .pth file.", show_default=False),
-    ],
+    which: Which,
     images: Annotated[Path, typer.Option(help="An image file, or a folder of them.", show_default=False)],
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to.", show_default="predictions/<lineage>/seed<k>")
@@ -62,8 +71,8 @@ def predict(
     predictions.json is a list in COCO's results form, images.json names images and categories, and pictures/ shows
     every image with its boxes. An image of the validation split is detected as `noisebox evaluate` does.
     """
-    path = Path(which) if which.endswith(".pth") else checkpoint_of(graph.Lineage.parse(which).name, seed)
-    folder = out or Path("predictions") / (path.stem if which.endswith(".pth") else f"{which}/seed{seed}")
+    path = checkpoint_named(which, seed)
+    folder = out or Path("predictions") / (path.stem if is_file(which) else f"{which}/seed{seed}")
 
     from noisebox.evaluation.predict import IMAGES, LOOKS, PREDICTIONS
     from noisebox.evaluation.predict import predict as run_predict

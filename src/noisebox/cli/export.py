@@ -5,16 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from noisebox import graph
-from noisebox.cli.app import Seed, app, checkpoint_of, say
+from noisebox.cli.app import Seed, Which, app, checkpoint_named, say
 
 
 @app.command()
 def export(
-    which: Annotated[
-        str,
-        typer.Argument(metavar="LINEAGE|CHECKPOINT", help="A lineage, or the path of a .pth file.", show_default=False),
-    ],
+    which: Which,
     form: Annotated[
         Literal["diffusers", "torch-export", "onnx"], typer.Option("--format", help="Of what.", show_default=False)
     ],
@@ -33,7 +29,7 @@ def export(
     out. It is held against the detector and timed, and the numbers are
     printed and kept in export.json.
     """
-    path = Path(which) if which.endswith(".pth") else checkpoint_of(graph.Lineage.parse(which).name, seed)
+    path = checkpoint_named(which, seed)
 
     from noisebox.interop.export import export as run_export
 

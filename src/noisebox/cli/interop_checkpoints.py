@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from noisebox import graph
-from noisebox.cli.app import Seed, app, checkpoint_of, say
+from noisebox.cli.app import Seed, Which, app, checkpoint_named, is_file, say
 
 
 @app.command(name="import-checkpoint")
@@ -81,10 +80,7 @@ def import_checkpoint(
 
 @app.command(name="export-checkpoint")
 def export_checkpoint(
-    which: Annotated[
-        str,
-        typer.Argument(metavar="LINEAGE|CHECKPOINT", help="A lineage, or the path of a .pth file.", show_default=False),
-    ],
+    which: Which,
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="exported/<lineage>.pth")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -93,8 +89,8 @@ def export_checkpoint(
     Detectron2's checkpointer loads the file into the public DiffusionDet.
     Printed are the keys and values that its configuration needs for that.
     """
-    path = Path(which) if which.endswith(".pth") else checkpoint_of(graph.Lineage.parse(which).name, seed)
-    target = out or Path("exported") / (f"{path.stem}.pth" if which.endswith(".pth") else f"{which}-seed{seed}.pth")
+    path = checkpoint_named(which, seed)
+    target = out or Path("exported") / (f"{path.stem}.pth" if is_file(which) else f"{which}-seed{seed}.pth")
 
     from noisebox.interop.checkpoints import export_checkpoint as run_export
 
