@@ -205,19 +205,19 @@ class ScaleConfig(Section):
 
     def of(self, family: str, dataset: str | None = None) -> "ScaleConfig":
         """The scale as a family has it, on its own dataset or on another one."""
-        own = self.over(self.families.get(family, {}))
-        if dataset:
-            own = own.over({"dataset": dataset})
-        other = self.datasets.get(own.dataset, {})
-        return own.over({key: other[key] for key in other if key != "families"}).over(
-            other.get("families", {}).get(family, {})
-        )
+        own = self.families.get(family, {})
+        chosen = dataset or own.get("dataset", self.dataset)
+        other = self.datasets.get(chosen, {})
+        general = {key: value for key, value in other.items() if key != "families"}
+        return self.over(own, {"dataset": chosen}, general, other.get("families", {}).get(family, {}))
 
-    def over(self, other: dict[str, Any]) -> "ScaleConfig":
-        """The scale with the keys of `other` in place of its own."""
+    def over(self, *others: dict[str, Any]) -> "ScaleConfig":
+        """The scale with the keys of `others` in place of its own, those of later ones in place of earlier ones'."""
         own = self.model_dump()
-        solvers = {key: solver_over(own[key], other.get(key, {})) for key in ("solver", "finetune")}
-        return type(self)(**{**merged(own, other), **solvers})
+        for other in others:
+            solvers = {key: solver_over(own[key], other.get(key, {})) for key in ("solver", "finetune")}
+            own = {**merged(own, other), **solvers}
+        return type(self)(**own)
 
 
 class FromSearchConfig(Section):
