@@ -83,7 +83,7 @@ def opinionated(model: DiffusionDet) -> DiffusionDet:
     last = model.head.head_series[-1].class_logits
     with torch.no_grad():
         t, every = torch.tensor([500, 500]), torch.arange(2)
-        said = model.head(model.encode(batch), random_boxes(2, 50), t, every, model.image_whwh(batch))
+        said = model.head(model.encode(batch), random_boxes(2, 50), t, every, batch.image_whwh)
         logits = said.logits[-1].flatten(0, 1)
         centre, spread = logits.mean(0), logits.std(0)
         last.weight.mul_(2 / spread[:, None])

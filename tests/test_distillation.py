@@ -171,7 +171,7 @@ def test_sampler_terms_are_the_mean_over_the_students_steps() -> None:
         lambda _, __, said: visited.append(list(map(Prediction, said.logits, said.boxes_xyxy)))
     )
     terms = sampler_terms(model, model, batch, 0, 4, config)
-    whwh = model.image_whwh(batch)
+    whwh = batch.image_whwh
     teachers, own = visited[:3], visited[3:]
     pairs = [
         imitation(said, lesson, whwh, model.loss, 7)
@@ -406,7 +406,7 @@ def test_the_lesson_is_sampled_without_renewal_and_new_noise_whatever_the_teache
     """So proposals keep their identity from the first step to the last, and a key leads to one end."""
     teacher = opinionated(make_detector(sampler={"eta": 1.0, "box_renewal": True, "renewal_threshold": 0.9}))
     batch = make_batch([1, 2])
-    whwh = teacher.image_whwh(batch)
+    whwh = batch.image_whwh
     quiet = BoxSampler(teacher.diffusion, SamplerConfig(eta=0.0, box_renewal=False), 20)
     with torch.no_grad():
         denoise = teacher.denoiser(teacher.encode(batch), torch.arange(2), whwh)

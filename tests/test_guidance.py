@@ -224,7 +224,7 @@ def judged(switches):
     Where a sample leaves the image or a box changes its level of the pyramid, the predicted quality jumps.
     """
     model, batch = awaken(make_detector(quality_head=True, num_heads=1, **switches).eval(), 0.2), make_batch([1])
-    whwh = model.image_whwh(batch)
+    whwh = batch.image_whwh
     with torch.no_grad():
         denoise = model.denoiser(model.encode(batch), torch.tensor([0]), whwh)
     x = model.diffusion.from_boxes(0.8 * random_boxes(1, 20) + 0.1 * whwh[:, None], whwh)

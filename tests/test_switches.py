@@ -28,7 +28,7 @@ PARAMETERS = {
 def say(model, boxes, t=400, labels=None):
     """What the model says, in the mode it is in, of boxes (2, P, 4) in the images 1 and 2, all at the time t."""
     batch = make_batch([1, 2])
-    whwh, every = model.image_whwh(batch), torch.arange(2)
+    whwh, every = batch.image_whwh, torch.arange(2)
     with torch.no_grad():
         return model.head(model.encode(batch), boxes, torch.tensor([t, t]), every, whwh, labels)
 
@@ -128,7 +128,7 @@ def test_training_states_of_images_without_or_with_too_many_objects(objects):
     model, batch = make_detector(**D3PM, **options), make_batch([1, 2], objects=objects)
     noisy = model.noisy_proposals(batch, 0, 0)
     x0 = model.diffusion.predict_x0(noisy.x_t, noisy.t, box_noise(batch, 0))
-    boxes = model.diffusion.to_boxes(x0, model.image_whwh(batch))
+    boxes = model.diffusion.to_boxes(x0, batch.image_whwh)
     for row, target in enumerate(batch.targets):
         labels = noisy.labels[row].argmax(-1)
         if not objects:

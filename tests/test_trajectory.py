@@ -49,7 +49,7 @@ def test_the_denoiser_says_again_what_it_said(split: CocoSplit, config: RunConfi
     steps = told[10]
     assert [step["t"] for step in steps] == [999, 665, 332]
     scale = torch.tensor([2.0, 2.0, 2.0, 2.0])  # 48 × 64 pixels shown as 96 × 128
-    whwh = model.image_whwh(first)[:1]
+    whwh = first.image_whwh[:1]
     denoise = model.denoiser(model.encode(first), torch.zeros(1, dtype=torch.int64), whwh)
     for step in steps:
         with torch.no_grad():

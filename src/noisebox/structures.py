@@ -18,6 +18,11 @@ class Examples(Protocol):
         """Those rows alone, padded as before."""
 
 
+def whwh_of(sizes_hw: Tensor) -> Tensor:
+    """(N, 2) heights and widths as (N, 4) float32 widths, heights, widths, heights: what boxes are divided by."""
+    return sizes_hw.flip(-1).repeat(1, 2).float()
+
+
 @dataclass(frozen=True)
 class Targets:
     """Ground truth of one image: `boxes_xyxy` (G, 4) float32 in pixels of the resized image, `labels` (G,) int64; and
@@ -53,6 +58,16 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    @property
+    def image_whwh(self) -> Tensor:
+        """(B, 4) float32: what boxes in pixels of the resized images are divided by."""
+        return whwh_of(self.sizes_hw)
+
+    @property
+    def original_whwh(self) -> Tensor:
+        """(B, 4) float32: what boxes in pixels of the stored images are divided by."""
+        return whwh_of(self.original_hw)
 
     def detailed(self, row: int) -> Tensor:
         """An image (3, h, w) in all the detail there is: as stored, uint8, if the batch carries that; else as resized,

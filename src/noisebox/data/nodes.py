@@ -38,7 +38,7 @@ class FixedNodes:
             valid[row, : len(kept)] = True
         return {
             "images": batch.to("cpu").images,
-            "image_whwh": batch.sizes_hw.flip(-1).repeat(1, 2).float(),
+            "image_whwh": batch.image_whwh,
             "image_ids": torch.tensor(batch.image_ids),
             "boxes": boxes,
             "labels": labels,

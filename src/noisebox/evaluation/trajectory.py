@@ -92,7 +92,7 @@ def trajectories(
 
 
 def _of_batch(model: DiffusionDet, batch: Batch, eval_seed: int, sampling: Sampling) -> dict[int, list[dict[str, Any]]]:
-    image_whwh = model.image_whwh(batch)
+    image_whwh = batch.image_whwh
     denoise = model.denoiser(model.encode(batch), torch.arange(len(batch), device=image_whwh.device), image_whwh)
     given = image_whwh.new_zeros(0)
 
@@ -101,7 +101,7 @@ def _of_batch(model: DiffusionDet, batch: Batch, eval_seed: int, sampling: Sampl
         given = boxes_xyxy.detach()
         return denoise(boxes_xyxy, t, labels)
 
-    to_stored = (batch.original_hw.flip(-1).repeat(1, 2) / image_whwh)[:, None]
+    to_stored = (batch.original_whwh / image_whwh)[:, None]
     keys = [RowKey(eval_seed, image_id) for image_id in batch.image_ids]
     times = [time for time, _ in sampling_times(model.diffusion.timesteps, sampling.steps)]
     steps: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in batch.image_ids}

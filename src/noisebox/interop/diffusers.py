@@ -22,7 +22,7 @@ from noisebox.data.loader import image_batches
 from noisebox.diffusion.sampler import Noisy, Prediction, RowKey, ScoredBoxes
 from noisebox.diffusion.scheduler import GeneratorRows, Generators, HybridDiffusionScheduler
 from noisebox.errors import UserError
-from noisebox.models.diffusiondet.detector import DiffusionDet, restored, whwh_of
+from noisebox.models.diffusiondet.detector import DiffusionDet, restored
 from noisebox.models.diffusiondet.pooling import Pyramid
 from noisebox.randomness import NoiseRows
 from noisebox.structures import Batch, Detections
@@ -161,15 +161,13 @@ class DetectionPipeline(DiffusionPipeline):  # type: ignore[misc]
             for places, batch in batches:
                 noise = _Noise(self.scheduler, generator, places, eval_seed, batch.image_ids, self._execution_device)
                 sampled = self._sampled(batch.to(self._execution_device), noise, way.guidance, bar)
-                found |= dict(
-                    zip(places, restored(sampled, whwh_of(batch.sizes_hw), whwh_of(batch.original_hw)), strict=True)
-                )
+                found |= dict(zip(places, restored(sampled, batch.image_whwh, batch.original_whwh), strict=True))
         return self._output([found[place] for place in range(len(pixels))], threshold, return_dict)
 
     def _sampled(self, batch: Batch, noise: "_Noise", guidance: GuidanceConfig, bar: Any) -> list[ScoredBoxes]:
         """Detections in a batch, boxes in pixels of the resized images."""
         scheduler, detector = self.scheduler, self.detector
-        image_whwh = detector.detector.image_whwh(batch)
+        image_whwh = batch.image_whwh
         pyramid = detector.encode(batch.images, batch.sizes_hw)
 
         def denoise(boxes_xyxy: Tensor, t: Tensor, labels: Tensor | None) -> Prediction:

@@ -19,9 +19,10 @@ from noisebox.diffusion.suppression import kept_boxes
 from noisebox.errors import UserError
 from noisebox.files import atomic_folder, sha256, write_json
 from noisebox.machine import prepare
-from noisebox.models.diffusiondet.detector import DiffusionDet, whwh_of
+from noisebox.models.diffusiondet.detector import DiffusionDet
 from noisebox.models.diffusiondet.pooling import Pyramid
 from noisebox.randomness import KeyedRows
+from noisebox.structures import whwh_of
 from noisebox.training.checkpoint import load_model
 
 Format = Literal["diffusers", "torch-export", "onnx"]

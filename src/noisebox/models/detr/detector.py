@@ -65,7 +65,7 @@ class Detr(Detector):
 
     def forward(self, batch: Batch, seed: int, step: int) -> dict[str, Tensor]:
         """As the interface says; `seed` and `step` change nothing."""
-        output, image_whwh = self.encode(batch), _whwh(batch.sizes_hw)
+        output, image_whwh = self.encode(batch), batch.image_whwh
         terms = set_prediction_loss(output, Objects.of(batch.targets, image_whwh), self.loss)
         sizes = output.boxes[-1, ..., 2:].detach() * image_whwh[:, None, :2]
         return {**terms, **dict(zip(BOX_MONITORS, rows_of_all(sizes.flatten(0, 1)).median(0).values, strict=True))}
@@ -81,7 +81,7 @@ class Detr(Detector):
     ) -> list[list[Detections]]:
         """As the interface says: of each query its likeliest class. Every eval seed has the same."""
         self.check_sampling(sampling)
-        boxes = box_convert(encoded.boxes[-1], "cxcywh", "xyxy") * _whwh(batch.original_hw)[:, None]
+        boxes = box_convert(encoded.boxes[-1], "cxcywh", "xyxy") * batch.original_whwh[:, None]
         scores, labels = encoded.logits[-1].softmax(-1)[..., :-1].max(-1)
         images = [_ranked(*row) for row in zip(boxes, scores, labels, batch.original_hw.tolist(), strict=True)]
         return [list(images) for _ in eval_seeds]
@@ -144,8 +144,3 @@ def _ranked(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, size_hw: list[in
     order = scores.argsort(descending=True, stable=True)
     kept = order[(boxes_xyxy[order, 2:] > boxes_xyxy[order, :2]).all(-1)]
     return Detections(boxes_xyxy[kept], scores[kept], labels[kept])
-
-
-def _whwh(sizes_hw: Tensor) -> Tensor:
-    """(B, 2) heights and widths as (B, 4) float32 widths, heights, widths, heights: what boxes are divided by."""
-    return sizes_hw.flip(-1).repeat(1, 2).float()

@@ -74,7 +74,7 @@ class DiffusionDet(Detector):
 
     def look(self, pyramid: Pyramid, batch: Batch, noisy: "NoisyProposals") -> HeadOutput:
         """What the head says of the noisy proposals of a training batch."""
-        image_whwh = self.image_whwh(batch)
+        image_whwh = batch.image_whwh
         boxes_xyxy = self.diffusion.to_boxes(noisy.x_t, image_whwh)
         every_image = torch.arange(len(batch), device=noisy.t.device)
         want_attention = self.loss.graph_topo_loss_weight > 0
@@ -85,7 +85,7 @@ class DiffusionDet(Detector):
 
     def supervised(self, output: HeadOutput, batch: Batch) -> dict[str, Tensor]:
         """The loss of what the head said against ground truth."""
-        return set_prediction_loss(output, PaddedTargets.of(batch.targets), self.image_whwh(batch), self.loss)
+        return set_prediction_loss(output, PaddedTargets.of(batch.targets), batch.image_whwh, self.loss)
 
     def noisy_proposals(self, batch: Batch, seed: int, step: int) -> "NoisyProposals":
         """What the head is trained on: ground truth among random boxes, diffused to a random time (section 3.3).
@@ -110,7 +110,7 @@ class DiffusionDet(Detector):
         x0 = (placeholders * 2 - 1) * self.config.snr_scale
         objects = PaddedTargets.of(shown)
         slots = objects.valid.shape[1]
-        known = self.diffusion.from_boxes(objects.boxes_xyxy, self.image_whwh(batch))
+        known = self.diffusion.from_boxes(objects.boxes_xyxy, batch.image_whwh)
         x0[:, :slots] = torch.where(objects.valid[..., None], known, x0[:, :slots])
         x_t = self.diffusion.q_sample(x0, t, noise.normal("box noise", (count, 4)))
         if self.labels is None:
@@ -131,10 +131,6 @@ class DiffusionDet(Detector):
         own = self.labels.advance(noisy.labels, first, 0, -1, noise)
         chosen = noise.uniform("self-conditioning", (1, 1)) < 0.5
         return noisy._replace(labels=torch.where(chosen, own, noisy.labels))
-
-    def image_whwh(self, batch: Batch) -> Tensor:
-        """(B, 4) float32: what boxes in pixels of the resized images are divided by."""
-        return whwh_of(batch.sizes_hw)
 
     def distil(self, teacher: Detector, batch: Batch, seed: int, step: int, config: DistillConfig) -> dict[str, Tensor]:
         learn = consistency_terms if config.kind == "consistency" else sampler_terms
@@ -167,9 +163,9 @@ class DiffusionDet(Detector):
         """Detections of rows (eval seed, index of the image in the batch), sampled together."""
         images = torch.tensor([image for _, image in rows], device=batch.images.device)
         keys = [RowKey(seed, batch.image_ids[image]) for seed, image in rows]
-        image_whwh = self.image_whwh(batch)[images]
+        image_whwh = batch.image_whwh[images]
         sampled = self.sampler.sample(self.denoiser(pyramid, images, image_whwh), keys, image_whwh, sampling)
-        return restored(sampled, image_whwh, whwh_of(batch.original_hw)[images])
+        return restored(sampled, image_whwh, batch.original_whwh[images])
 
     def denoiser(
         self,
@@ -207,8 +203,3 @@ def _restore(found: ScoredBoxes, image_whwh: Tensor, original_whwh: Tensor) -> D
     boxes = (found.boxes_xyxy * (original_whwh / image_whwh)).clamp(min=0).minimum(original_whwh)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(-1)
     return Detections(boxes[kept], found.scores[kept], found.labels[kept])
-
-
-def whwh_of(sizes_hw: Tensor) -> Tensor:
-    """(N, 2) heights and widths as (N, 4) float32 widths, heights, widths, heights: what boxes are divided by."""
-    return sizes_hw.flip(-1).repeat(1, 2).float()

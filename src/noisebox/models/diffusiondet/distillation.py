@@ -75,7 +75,7 @@ def taught(teacher: "DiffusionDet", batch: Batch, keys: list[RowKey], steps: int
 def _trajectory(detector: "DiffusionDet", batch: Batch, keys: list[RowKey], steps: int) -> Iterator[HeadOutput]:
     """What all stages of a detector's head say at each step of sampling without renewal and new noise."""
     sampler = BoxSampler(detector.diffusion, DETERMINISTIC, detector.config.num_proposals, detector.labels)
-    image_whwh = detector.image_whwh(batch)
+    image_whwh = batch.image_whwh
     every_image = torch.arange(len(batch), device=image_whwh.device)
     latest: list[HeadOutput] = []
 
@@ -91,7 +91,7 @@ def _terms(
     name: str, student: "DiffusionDet", output: HeadOutput, lesson: HeadOutput, batch: Batch, config: DistillConfig
 ) -> dict[str, Tensor]:
     """The student's stages held to the teacher's, a mean over stages, and to ground truth."""
-    whwh, stages = student.image_whwh(batch), range(len(output.logits))
+    whwh, stages = batch.image_whwh, range(len(output.logits))
     held = [
         imitation(_stage(output, stage), _stage(lesson, stage), whwh, student.loss, config.top_k) for stage in stages
     ]
