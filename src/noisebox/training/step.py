@@ -2,7 +2,6 @@
 
 import math
 import os
-import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -145,5 +144,4 @@ def _accelerator(config: RunConfig) -> Accelerator:
     # Some losses leave parameters out. Looking for them, DDP also sums gradients in the same groups from its first step
     # on; else a resumed training would round otherwise.
     ways = DistributedDataParallelKwargs(find_unused_parameters=True)
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     return Accelerator(cpu=config.device == "cpu", mixed_precision=precision, kwargs_handlers=[ways])
