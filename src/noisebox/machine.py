@@ -32,8 +32,8 @@ def prepare(threads: int) -> None:
             mallopt(option, value)
 
 
-def compile_parts(model: Model, device: torch.device | str) -> None:
-    """Let torch.compile make what the model names, when it is first used; in place, so weights keep their names.
+def compile_parts(device: torch.device | str, *models: Model) -> None:
+    """Let torch.compile make what the models name, when it is first used; in place, so weights keep their names.
 
     Raises UserError when torch.compile cannot make code for the device, as where there is no C++ compiler.
     """
@@ -45,8 +45,9 @@ def compile_parts(model: Model, device: torch.device | str) -> None:
             f"solver.compile needs a toolchain that torch.compile can use, and here it failed ({reason}): install a "
             "C++ compiler such as g++, or leave solver.compile out"
         ) from None
-    for part in model.compiled():
-        part.compile()
+    for model in models:
+        for part in model.compiled():
+            part.compile()
 
 
 def placed(model: AnyModel, config: RunConfig) -> AnyModel:
@@ -54,5 +55,5 @@ def placed(model: AnyModel, config: RunConfig) -> AnyModel:
     prepare(config.threads)
     model.to(config.device)
     if config.solver.compile:
-        compile_parts(model, config.device)
+        compile_parts(config.device, model)
     return model

@@ -38,9 +38,7 @@ class Trainer:
         if config.distill and teacher:
             model = Lesson(detector, teacher.to(self.accelerator.device), config.distill)
         if config.solver.compile:
-            compile_parts(detector, self.accelerator.device)
-            if teacher:
-                compile_parts(teacher, self.accelerator.device)
+            compile_parts(self.accelerator.device, detector, *([teacher] if teacher else []))
         self._model, self._optimizer = self.accelerator.prepare(model, optimizer)
         train_mode(detector)
 
