@@ -101,11 +101,16 @@ def second_name(path: Path, other: Path) -> None:
             shutil.copyfile(path, temporary)
 
 
-@contextmanager
-def only_here(lock: Path, busy: str) -> Iterator[None]:
-    """Hold the file `lock` for this process alone; the kernel lets go of it however the process ends.
+class BusyError(UserError):
+    """Another process is at it."""
 
-    Raises UserError when another process holds it, with `busy` for what that one does, or it cannot be written.
+
+@contextmanager
+def only_here(lock: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold the file `lock` for this process alone; the kernel lets go of it however the process ends. Where another one
+    holds it, wait for that, unless `busy` says what it does.
+
+    Raises BusyError when another process holds it and `busy` is given, UserError when it cannot be written.
     """
     descriptor = None
     while descriptor is None:
@@ -119,14 +124,14 @@ def only_here(lock: Path, busy: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(lock: Path, busy: str) -> int | None:
+def _lock(lock: Path, busy: str | None) -> int | None:
     """`lock`, open, locked and naming this process; None when the one who held it took it away meanwhile."""
     descriptor = None
     try:
         _make(lock.parent)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         # A record lock: unlike flock's it is not inherited by the loader's workers, which may outlive a kill.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         if _is_at(lock, descriptor):
             os.truncate(descriptor, 0)
             os.write(descriptor, str(os.getpid()).encode())
@@ -134,7 +139,7 @@ def _lock(lock: Path, busy: str) -> int | None:
             return locked
     except BlockingIOError:
         holder = os.pread(descriptor, 20, 0).decode() if descriptor is not None else ""
-        raise UserError(f"{busy} by process {holder}; wait until it ends, or end it") from None
+        raise BusyError(f"{busy} by process {holder}; wait until it ends, or end it") from None
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -4,12 +4,10 @@ It is one SQLite file in Optuna's form. Who is at work on a trial is told by a r
 however a process ends: so the trial of a killed process is free at once, and no clock is asked.
 """
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from noisebox import graph
 from noisebox.config.best import Status, Trial
 from noisebox.config.search import Search
 from noisebox.errors import UserError
+from noisebox.files import BusyError, only_here
 from noisebox.randomness import seed_of
 from noisebox.training.provenance import difference
 
@@ -49,7 +48,7 @@ class Study:
         self.search, self.folder = search, search.root / graph.search_folder(search.name)
         self.ranges = search.ranges()
         now = json.loads(json.dumps(inputs))
-        with locked(self.folder / "lock", wait=True):
+        with only_here(self.folder / "lock"):
             try:
                 self._open()
                 if changed := self._changed(now):
@@ -85,12 +84,8 @@ class Study:
 
     def _begin_anew(self, changed: str) -> None:
         for trial in self._study.get_trials(deepcopy=False):
-            with self.claimed(trial.number) as is_mine:
-                if not is_mine:
-                    raise UserError(
-                        f"{self.folder}: a process is at work on what the search was before {changed}; wait until it "
-                        "ends, or end it"
-                    )
+            with only_here(self._lock(trial.number), f"{self.folder}: what it was before {changed} is run"):
+                pass
         self._storage.remove_session()
         for path in self.folder.iterdir():
             if path.is_dir():
@@ -114,8 +109,15 @@ class Study:
     @contextmanager
     def claimed(self, number: int) -> Iterator[bool]:
         """Hold a trial while the block runs, if no other process does; yields whether this one has it."""
-        with locked(self.folder / "locks" / str(number)) as is_mine:
+        is_mine = False
+        with ExitStack() as held:
+            with suppress(BusyError):
+                held.enter_context(only_here(self._lock(number), f"trial {number} of {self.folder} is run"))
+                is_mine = True
             yield is_mine
+
+    def _lock(self, number: int) -> Path:
+        return self.folder / "locks" / str(number)
 
     def begin(self, number: int) -> optuna.Trial:
         """A trial to be run, or gone on with; where its values are not known yet, they are drawn by its number and what
@@ -156,25 +158,3 @@ def _row(trial: FrozenTrial) -> Trial:
         values=facts.get("values", {}),
         reason=facts.get("reason", ""),
     )
-
-
-@contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold the record lock of a file while the block runs; yields whether this process has it.
-
-    Raises UserError when the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise UserError(f"{path.parent} cannot be written ({error.strerror}); mend that and run again") from None
-    try:
-        is_mine = True
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            is_mine = False
-        yield is_mine
-    finally:
-        os.close(descriptor)
