@@ -82,8 +82,10 @@ _CONFIG = tuple(
     for name in ("__init__", "best", "experiment", "families", "resolve", "run", "sampling", "section")
 )
 _BASE = (*_CONFIG, "src/noisebox/files.py", "src/noisebox/progress.py", "src/noisebox/randomness.py")
+_DATA = ("src/noisebox/data/catalog.py", "src/noisebox/data/datasets.py")
 _RUN = (
     *_BASE,
+    *_DATA,
     "src/noisebox/machine.py",
     "src/noisebox/processes.py",
     "src/noisebox/structures.py",
@@ -92,7 +94,6 @@ _RUN = (
     "src/noisebox/tasks/__init__.py",
     "src/noisebox/evaluation/measuring.py",
 )
-_DATA = ("src/noisebox/data/catalog.py", "src/noisebox/data/datasets.py")
 _BOX_DATA = tuple(
     f"src/noisebox/data/{name}.py"
     for name in ("boxes", "coco", "crowdhuman", "detectron2", "lvis", "objects365", "visdrone", "voc")
@@ -109,7 +110,6 @@ CODE: dict[str, tuple[str, ...]] = {
     "report": (*_BASE, "src/noisebox/config/bev.py", "src/noisebox/config/search.py", "src/noisebox/report"),
 }
 _DETECTION = (
-    *_DATA,
     *_BOX_DATA,
     "src/noisebox/data/loader.py",
     "src/noisebox/data/transforms.py",
@@ -142,7 +142,6 @@ FAMILY_CODE: dict[str, tuple[str, ...]] = {
         "src/noisebox/models/yolc",
     ),
     "bev": (
-        *_DATA,
         *_BEV_DATA,
         "src/noisebox/data/bev_loader.py",
         "src/noisebox/data/transforms.py",

@@ -63,15 +63,6 @@ def checkpoint_named(which: str, seed: int) -> Path:
     return Path(which) if is_file(which) else checkpoint_of(graph.Lineage.parse(which).name, seed)
 
 
-def prepare_try(dataset: str, family: str) -> None:
-    """See that the dataset of a try is described, which the graph's is already."""
-    from noisebox.data.catalog import prepare_for_try
-    from noisebox.progress import Progress
-
-    with Progress(f"data {dataset}") as progress:
-        prepare_for_try(dataset, graph.line_of(family), progress=progress.at)
-
-
 def say(line: str) -> None:
     """One line to standard output, however many processes there are."""
     if speaks():

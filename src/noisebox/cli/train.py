@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from noisebox import graph
-from noisebox.cli.app import Dataset, Lineage, Scale, Seed, app, checkpoint_of, logged, prepare_try, say
+from noisebox.cli.app import Dataset, Lineage, Scale, Seed, app, checkpoint_of, logged, say
 from noisebox.cli.detectron2 import OverridableCommand, train_config
 from noisebox.cli.launch import Processes, in_turn, shared
 from noisebox.errors import UserError
@@ -24,6 +24,7 @@ def smoke(
     With --scale or --dataset it is none of the graph's, and its table goes to tries/.
     """
     from noisebox.config import load_experiment, resolve, smoke_config
+    from noisebox.data.catalog import prepare_for_try
     from noisebox.tasks import open_task
 
     elsewhere = graph.try_name(0, scale, dataset) if scale or dataset else None
@@ -32,7 +33,7 @@ def smoke(
         named = {"dataset": dataset} if dataset else {}
         config = smoke_config(resolve(recipe, 0, scale or load_experiment().scale, smoke=True, overrides=named))
         if elsewhere:
-            prepare_try(config.dataset, config.family)
+            prepare_for_try(config.dataset, config.family)
         task = open_task(config)
 
         from noisebox.training.smoke import smoke as run_smoke
@@ -104,6 +105,7 @@ def train(
         noisebox train --config-file x.yaml SOLVER.MAX_ITER 500
     """
     from noisebox.config import AUTO, load_experiment, overrides_of, resolve, teacher_of
+    from noisebox.data.catalog import prepare_for_try
     from noisebox.tasks import open_task
 
     named = {
@@ -145,7 +147,7 @@ def train(
         mentor = teacher_of(lineage, seed, place=partial(graph.checkpoint, scale=scale, dataset=dataset))
         teacher = Path(mentor) if mentor else None
         if tried:
-            in_turn(lambda: prepare_try(config.dataset, config.family))
+            in_turn(lambda: prepare_for_try(config.dataset, config.family))
         task = in_turn(lambda: open_task(config))
         if config.solver.batch_size == AUTO:
             from noisebox.training.batch_size import with_largest_batch

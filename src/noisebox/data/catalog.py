@@ -16,6 +16,7 @@ from noisebox.config.section import check_section, which_exist
 from noisebox.data.datasets import Dataset, EmbeddedDataset, Progress
 from noisebox.errors import UserError
 from noisebox.files import clear_unfinished, only_here, read_yaml, write_json
+from noisebox.progress import Progress as ShownProgress
 
 MANIFEST_KEYS = {"dataset", "definition", "classes", "splits", "hash"}
 
@@ -122,19 +123,21 @@ def manifest_of(name: str, line: str, root: Path = Path()) -> str:
     return of_tries if not _describes(of_line, name, root) and (root / of_tries).exists() else of_line
 
 
-def prepare_for_try(name: str, line: str, root: Path = Path(), progress: Progress | None = None) -> None:
-    """See that a dataset is described, as it is defined now; where it is not, do as `noisebox data` does, and leave the
-    manifest of its line to the graph.
+def prepare_for_try(name: str, family: str, root: Path = Path()) -> None:
+    """See that a dataset is described, as it is defined now; where it is not, do as `noisebox data` does, and show how
+    that goes, but leave the manifest of its line to the graph.
 
-    Raises UserError where it is none that the line can train on.
+    Raises UserError where it is none that a family's line can train on.
     """
+    line = graph.line_of(family)
     lines = load_dataset(name, root).lines
     if line not in lines:
         raise UserError(
             f"dataset {name!r} is one of line {' and '.join(lines)}, and nothing of line {line} can be trained on it"
         )
     if not _describes(manifest_of(name, line, root), name, root):
-        prepare_dataset(name, root, progress, graph.try_manifest(name))
+        with ShownProgress(f"data {name}") as shown:
+            prepare_dataset(name, root, shown.at, graph.try_manifest(name))
 
 
 def _describes(manifest_file: str, name: str, root: Path) -> bool:

@@ -22,7 +22,6 @@ from noisebox.interop.detectron2_logs import METRICS
 from noisebox.interop.names import OWN_BACKBONE
 from noisebox.machine import placed
 from noisebox.models import build_model
-from noisebox.progress import Progress
 from noisebox.tasks import measured_rows
 from noisebox.tasks.detection import DetectionTask
 from noisebox.training.checkpoint import load_checkpoint, load_weights
@@ -41,8 +40,7 @@ def opened(asked: Detectron2Config, overrides: Mapping[str, Any]) -> DetectionTa
     for path in (start_of(asked), teacher_of(config)):
         if path and not path.exists():
             raise UserError(f"{path} does not exist; it must be a checkpoint of noisebox or Detectron2")
-    with Progress(f"data {config.dataset}") as progress:
-        prepare_for_try(config.dataset, "detection", progress=progress.at)
+    prepare_for_try(config.dataset, config.family)
     task = DetectionTask(_with_layout(config, asked))
     classes = len(task.classes)
     if asked.num_classes not in (None, classes):
