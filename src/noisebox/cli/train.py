@@ -164,21 +164,9 @@ def train(
             say(f"{trace}: open it in ui.perfetto.dev")
             return
 
-        from noisebox.training.loop import train as run_training
+        from noisebox.training.loop import train_task
 
-        run_training(
-            task.config,
-            run,
-            task.classes,
-            task.batches,
-            task.data_hash,
-            metric=task.metric,
-            validate=task.validate,
-            parent=start,
-            teacher=teacher,
-            images=task.images,
-            if_changed=if_changed,
-        )
+        train_task(task, run, parent=start, teacher=teacher, if_changed=if_changed)
 
 
 @app.command()

@@ -26,8 +26,7 @@ from noisebox.tasks import measured_rows
 from noisebox.tasks.detection import DetectionTask
 from noisebox.training.checkpoint import load_checkpoint, load_weights
 from noisebox.training.folder import claimed, reopen
-from noisebox.training.loop import IfChanged
-from noisebox.training.loop import train as run_training
+from noisebox.training.loop import IfChanged, train_task
 
 
 def opened(asked: Detectron2Config, overrides: Mapping[str, Any]) -> DetectionTask:
@@ -107,19 +106,7 @@ def train(asked: Detectron2Config, task: DetectionTask, if_changed: IfChanged) -
     Raises UserError as `noisebox.training.loop.train` does.
     """
     run = asked.output_dir
-    run_training(
-        task.config,
-        run,
-        task.classes,
-        task.batches,
-        task.data_hash,
-        metric=task.metric,
-        validate=task.validate,
-        parent=start_of(asked),
-        teacher=teacher_of(task.config),
-        images=task.images,
-        if_changed=if_changed,
-    )
+    train_task(task, run, parent=start_of(asked), teacher=teacher_of(task.config), if_changed=if_changed)
     for name, section in (("recipe", asked.recipe), ("scale", asked.scale)) if processes.first() else ():
         values = section.model_dump(mode="json", exclude_defaults=True)
         write_text(run / f"{name}.yaml", yaml.safe_dump(values, sort_keys=False))

@@ -17,7 +17,7 @@ class BevTask:
 
     metric = "mIoU"
     goal = ("mIoU", 90.0)
-    checks = (
+    checks: tuple[str, ...] = (
         "label mapping: `noisebox check nuscenes` counts the values of the label maps, and model.labels says what they "
         "mean",
         "frame and scale: maps whose rows or columns run the other way, or intrinsics of another image size, put "

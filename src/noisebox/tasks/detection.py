@@ -18,7 +18,7 @@ class DetectionTask:
 
     metric = "AP"
     goal = ("AP50", 90.0)
-    checks = (
+    checks: tuple[str, ...] = (
         "category mapping: where boxes are right and classes are not, the category ids of the annotation file and "
         "`classes` of the dataset do not belong together",
         "box frame and scale: annotations hold x, y, width, height in pixels of the stored image; `noisebox predict` "

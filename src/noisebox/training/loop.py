@@ -25,6 +25,7 @@ from noisebox.interrupt import Interrupted, held_back
 from noisebox.models import BOX_MONITORS, Model, build_model
 from noisebox.progress import Progress
 from noisebox.structures import Examples
+from noisebox.tasks import Task
 from noisebox.training.checkpoint import LoadReport, load_checkpoint, load_weights, save_checkpoint, write_sha256
 from noisebox.training.distill import load_teacher
 from noisebox.training.folder import claimed, clear, load_last, publish, save_last
@@ -38,6 +39,25 @@ Validate = Callable[[Model], float]
 IfChanged = Literal["refuse", "resume", "fresh"]
 
 log = logging.getLogger("noisebox")
+
+
+def train_task(
+    task: Task, run: Path, *, parent: Path | None = None, teacher: Path | None = None, if_changed: IfChanged = "refuse"
+) -> None:
+    """Train a task in the folder `run` as `train` does: its model on its batches, measured by its metric."""
+    train(
+        task.config,
+        run,
+        task.classes,
+        task.batches,
+        task.data_hash,
+        metric=task.metric,
+        validate=task.validate,
+        parent=parent,
+        teacher=teacher,
+        images=task.images,
+        if_changed=if_changed,
+    )
 
 
 def train(

@@ -7,7 +7,7 @@ from pathlib import Path
 from noisebox.config import RunConfig
 from noisebox.tasks import Task
 from noisebox.training.checkpoint import load_model
-from noisebox.training.loop import train
+from noisebox.training.loop import train_task
 from noisebox.training.step import is_loss
 
 
@@ -37,7 +37,7 @@ def overfit(task: Task, run: Path) -> Memory:
     Raises UserError as `train` does.
     """
     config = task.config
-    train(config, run, task.classes, task.batches, task.data_hash, metric=task.metric, if_changed="fresh")
+    train_task(task, run, if_changed="fresh")
     model, _, _ = load_model(run / "model_final.pth")
     metric, enough = task.goal
     return Memory(metric, task.measured(model.to(config.device))[metric], enough, _terms(run / "metrics.csv"))
