@@ -13,6 +13,7 @@ from noisebox.cli import app
 from noisebox.config import RunConfig
 from noisebox.config.yolc import YolcConfig, YolcLossConfig
 from noisebox.errors import UserError
+from noisebox.models.yolc.detector import Yolc
 from noisebox.report import aerial_pictures
 from noisebox.training.checkpoint import save_checkpoint
 
@@ -48,14 +49,17 @@ def predict(*words):
     return CliRunner().invoke(app, ["predict", *words, "--images", "photos", "--out", "out", "--score", "0"])
 
 
-def test_looks_are_drawn_where_they_are_asked_for_and_nowhere_else(photos, tmp_path):
+def test_looks_are_drawn_where_they_are_asked_for_and_nowhere_else(photos, tmp_path, monkeypatch):
     checkpoint = yolc(tmp_path / "yolc.pth")
-    found = {}
+    found, seen, encode = {}, [], Yolc.encode
+    monkeypatch.setattr(Yolc, "encode", lambda model, batch: (seen.extend(batch.image_ids), encode(model, batch))[1])
     for words in ((), ("--crops",), ("--crops", "--visualize")):
         done = predict(checkpoint, *words)
         assert done.exit_code == 0, done.output
         found[words] = json.loads((tmp_path / "out/predictions.json").read_text())
         assert (tmp_path / "out/looks").exists() == ("--visualize" in words)
+        assert len(seen) == len(set(seen)) == 2, words  # what is drawn is not looked at again
+        seen.clear()
     plain, crops, drawn = found.values()
     assert crops == drawn != plain
     names = ["a.jpg.npz", "a.jpg.png", "b.png.npz", "b.png.png"]

@@ -1,7 +1,7 @@
 """The evaluation of one YOLC checkpoint: as every detector of boxes, and of some images all that it saw in them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +15,14 @@ from noisebox.data.coco import CocoSplit, ImageRecord
 from noisebox.data.loader import evaluation_batches
 from noisebox.evaluation.boxes import evaluate, measured_rows
 from noisebox.evaluation.measuring import autocast
+from noisebox.evaluation.protocol import counted
 from noisebox.files import atomic_path
 from noisebox.models.yolc.detector import Sight, Yolc
+from noisebox.progress import Progress
 from noisebox.structures import Batch, Detections
 from noisebox.tasks.detection import DetectionTask
 
-__all__ = ["evaluate_run", "measured_rows", "write_looks"]  # rows of results are those of any detector
+__all__ = ["evaluate_run", "measured_rows", "write_every_look"]  # rows of results are those of any detector
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -50,22 +52,48 @@ def write_looks(
     """
     place = {record.id: index for index, record in enumerate(shown)}
     arrays: Arrays = {}
+    for image_id, seen, _ in _looks(model, config, replace(split, images=tuple(shown)), crops) if shown else ():
+        arrays |= {f"{name}_{place[image_id]}": array for name, array in seen.items()}
+    _write(path, arrays, [record.file_name for record in shown], split, crops)
+
+
+def write_every_look(
+    folder: Path, model: Yolc, config: RunConfig, split: CocoSplit, crops: bool, progress: Progress
+) -> dict[int, Detections]:
+    """Write of each image of a split alone what `write_looks` does, as `<file name>.npz`; returns by image id what was
+    found in the same look, as `noisebox.evaluation.protocol.measure` keeps it."""
+    files = {record.id: record.file_name for record in split.images}
+    every: dict[int, Detections] = {}
+    for image_id, seen, found in _looks(model, config, split, crops):
+        file = files[image_id]
+        _write(folder / f"{file}.npz", {f"{name}_0": array for name, array in seen.items()}, [file], split, crops)
+        every[image_id] = counted(found)
+        progress.advance()
+    return every
+
+
+def _looks(model: Yolc, config: RunConfig, split: CocoSplit, crops: bool) -> Iterator[tuple[int, Arrays, Detections]]:
+    """Of each image of a split its id, what was seen in it, under the names of `write_looks` without the image's place,
+    and what was found there, in pixels of the stored image."""
     model.eval()
-    with torch.no_grad(), autocast(config.device, config.precision):
-        for batch in evaluation_batches(replace(split, images=tuple(shown)), config) if shown else ():
+    for batch in evaluation_batches(split, config):
+        with torch.no_grad(), autocast(config.device, config.precision):
             on_device = batch.to(config.device)
             sights = model.look(model.encode(on_device), on_device, crops)
-            for row, (image_id, sight) in enumerate(zip(batch.image_ids, sights, strict=True)):
-                seen = _arrays(batch, row, sight)
-                arrays |= {f"{name}_{place[image_id]}": array for name, array in seen.items()}
-    facts = {"images": [record.file_name for record in shown], "classes": list(split.classes), "crops": crops}
-    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+            found = model.found(sights, on_device)
+        for row, image_id in enumerate(batch.image_ids):
+            yield image_id, _arrays(batch, row, sights[row]), found[row].cpu()
+
+
+def _write(path: Path, arrays: Arrays, files: Sequence[str], split: CocoSplit, crops: bool) -> None:
+    facts = json.dumps({"images": list(files), "classes": list(split.classes), "crops": crops})
+    every = {**arrays, "facts": np.frombuffer(facts.encode(), np.uint8)}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **cast(Any, arrays))
+        np.savez_compressed(file, **cast(Any, every))
 
 
 def _arrays(batch: Batch, row: int, sight: Sight) -> Arrays:
-    """What was seen in one image of a batch, under the names of `write_looks` without the image's place."""
+    """What was seen in one image of a batch."""
     height, width = batch.sizes_hw[row].tolist()
     image = batch.images[row, :, :height, :width].permute(1, 2, 0)
     truth = batch.targets[row]

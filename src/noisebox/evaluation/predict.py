@@ -17,7 +17,7 @@ from noisebox.data.boxes import READERS
 from noisebox.data.catalog import manifest_of, open_split
 from noisebox.data.coco import EXIF_ORIENTATION, CocoSplit, ImageRecord, decode_image
 from noisebox.errors import UserError
-from noisebox.evaluation.aerial import write_looks
+from noisebox.evaluation.aerial import write_every_look
 from noisebox.evaluation.detection import to_coco_results
 from noisebox.evaluation.protocol import measure
 from noisebox.files import write_json
@@ -56,7 +56,7 @@ def predict(
     it is detected as `noisebox evaluate` does under the same eval seed and steps; else one made of the file's name.
 
     With `crops` a detector of family yolc looks again where objects crowd. With `visualize` what it saw in each image
-    is written, too, as `looks/<file name>.npz`, see `noisebox.evaluation.aerial.write_looks`.
+    is written, too, as `looks/<file name>.npz`, see `noisebox.evaluation.aerial.write_every_look`.
 
     Raises UserError when there is no image, or one cannot be read, or the detector cannot look so, before the model
     runs.
@@ -76,12 +76,15 @@ def predict(
         annotation_file=out / IMAGES,
     )
     with Progress("predict", len(files)) as progress:
-        measured = measure(placed(model, config), split, config, {sampling: [eval_seed]}, progress)
-    found = {image: each.at_least(score) for image, each in measured.detections[eval_seed, sampling].items()}
+        placed(model, config)
+        if visualize:
+            detected = write_every_look(out / LOOKS, model, config, split, crops, progress)
+        else:
+            measured = measure(model, split, config, {sampling: [eval_seed]}, progress)
+            detected = measured.detections[eval_seed, sampling]
+    found = {image: each.at_least(score) for image, each in detected.items()}
     write_json(out / IMAGES, split.ground_truth())
     write_json(out / PREDICTIONS, to_coco_results(split, found))
-    for record in split.images if visualize else ():
-        write_looks(out / LOOKS / f"{record.file_name}.npz", model, config, split, [record], crops)
     return found
 
 

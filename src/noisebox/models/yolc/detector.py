@@ -110,12 +110,15 @@ class Yolc(Detector):
     ) -> list[list[Detections]]:
         """As the interface says; nothing is random here, so every eval seed has the same."""
         self.check_sampling(sampling)
-        sights = self.look(encoded, batch, sampling.crops)
-        images = [
+        images = self.found(self.look(encoded, batch, sampling.crops), batch)
+        return [list(images) for _ in eval_seeds]
+
+    def found(self, sights: Sequence[Sight], batch: Batch) -> list[Detections]:
+        """What was found in each image of a batch, in pixels of the stored images."""
+        return [
             _restore(sight.found, size_hw, original_hw)
             for sight, size_hw, original_hw in zip(sights, batch.sizes_hw, batch.original_hw, strict=True)
         ]
-        return [list(images) for _ in eval_seeds]
 
     @torch.no_grad()
     def look(self, encoded: Output, batch: Batch, crops: bool) -> list[Sight]:
