@@ -1,10 +1,14 @@
 """The command line: light to start, every verb told in one line, mistakes in one sentence with exit code 2."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import edit_yaml, run
+
+from noisebox.cli.app import logged
 
 VERBS = (
     *("data", "smoke", "train", "evaluate", "report", "bench", "sync", "merge", "record"),
@@ -54,3 +58,23 @@ def test_nothing_starts_on_a_bad_configuration(project: Path) -> None:
     assert done.returncode == 2
     assert "params/scales/test.yaml: key 'solver.max_itr' does not exist; did you mean 'max_iter'?" in done.stderr
     assert not (project / "runs").exists()
+
+
+def test_a_log_is_begun_anew_but_not_while_another_process_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log, refused = logging.getLogger("noisebox"), "is being trained by another process"
+    code = (
+        "from noisebox.cli.app import logged\nfrom noisebox.errors import UserError\n"
+        f"with logged('train', 'baseline', 'seed0'): raise UserError({refused!r})"
+    )
+    for began in ("yesterday", "today"):
+        with logged("train", "baseline", "seed0"):
+            log.info("%s: going on", began)
+            second = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+            assert second.returncode == 1
+            log.info("%s: done", began)
+        lines = (tmp_path / "logs/train/baseline/seed0.log").read_text().splitlines()
+        said = [line.split(maxsplit=2)[2] for line in lines]
+        assert said == [f"{began}: going on", refused, f"{began}: done"]

@@ -1,9 +1,11 @@
 """What all verbs share: the application that they are added to, common arguments, and how they speak and log."""
 
+import fcntl
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -71,8 +73,9 @@ def say(line: str) -> None:
 
 @contextmanager
 def logged(verb: str, *subject: str) -> Iterator[None]:
-    """Keep what a verb logs in `logs/<verb>/<subject>.log` as well; a mistake or a bug ends up there too. Of several
-    processes the first one logs."""
+    """Keep what a verb logs in `logs/<verb>/<subject>.log` as well, in place of what was there; a mistake or a bug ends
+    up there too. Of several processes the first one logs. Where another one logs there, as one that is refused because
+    the same run is in training, its lines stay, and those of this one come after them."""
     logger = logging.getLogger("noisebox")
     if not speaks():
         logger.setLevel(logging.CRITICAL)
@@ -100,7 +103,14 @@ def logged(verb: str, *subject: str) -> Iterator[None]:
 
 class _LogFile(logging.FileHandler):
     """A log that a full disk cuts short, where logging would print a traceback for every line: it is on standard error
-    as well."""
+    as well. It is begun anew, unless another process writes it."""
+
+    def _open(self) -> TextIOWrapper:
+        stream = super()._open()
+        with suppress(OSError):
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until it is closed
+            stream.truncate(0)
+        return stream
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -111,6 +121,6 @@ def _log_file(path: Path) -> logging.Handler:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return _LogFile(path, mode="w", encoding="utf-8")
+        return _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise unwritable(path, error) from None
