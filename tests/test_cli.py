@@ -7,20 +7,18 @@ from pathlib import Path
 
 import pytest
 from conftest import edit_yaml, run
+from typer.main import get_command
 
-from noisebox.cli.app import logged
-
-VERBS = (
-    *("data", "smoke", "train", "evaluate", "report", "bench", "sync", "merge", "record"),
-    *("predict", "show", "verify", "freeze", "table", "prune"),
-    *("depth-gt", "check", "show-bev", "diagnose", "overfit"),
-    *("import-checkpoint", "export-checkpoint", "import-logs", "export", "code"),
-)
+from noisebox.cli.app import PANELS, app, logged
 
 
-def test_help_lists_every_verb_in_one_line(project: Path) -> None:
+def test_help_lists_every_verb_in_one_line_under_what_it_is_for(project: Path) -> None:
+    verbs = [verb for panel in PANELS.values() for verb in panel]
+    assert sorted(verbs) == sorted(vars(get_command(app))["commands"])
     shown = run(project, "noisebox", "--help").stdout.splitlines()
-    for verb in VERBS:
+    headings = [line.strip("╭─╮ ") for line in shown if line.startswith("╭")]
+    assert headings == ["Options", *PANELS]
+    for verb in verbs:
         described = [line for line in shown if line.split()[1:2] == [verb]]
         assert len(described) == 1, verb
         following = shown[shown.index(described[0]) + 1]

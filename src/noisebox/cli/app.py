@@ -7,16 +7,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from noisebox import graph
 from noisebox.cli.launch import launched, speaks
 from noisebox.errors import UserError
 from noisebox.interrupt import Interrupted
 
+# What --help shows them under, and in which order: by what somebody wants.
+PANELS = {
+    "The graph's stages": ("data", "depth-gt", "smoke", "train", "evaluate", "search", "report"),
+    "Look at results": ("predict", "show", "show-bev", "diagnose"),
+    "Evidence": ("table", "verify", "freeze"),
+    "Data and recipes": ("check", "overfit", "adopt"),
+    "Other frameworks": ("import-checkpoint", "export-checkpoint", "import-logs", "export"),
+    "Measure": ("bench",),
+    "Engines, git and the disk": ("sync", "record", "merge", "code", "prune"),
+}
+
+
+class Verbs(TyperGroup):
+    """The verbs, each in its panel."""
+
+    def __init__(self, *, commands: dict[str, Any], **attributes: Any) -> None:
+        shown = {}
+        for panel, verbs in PANELS.items():
+            for verb in verbs:
+                shown[verb] = commands[verb]
+                shown[verb].rich_help_panel = panel
+        super().__init__(commands={**shown, **commands}, **attributes)
+
+
 app = typer.Typer(
+    cls=Verbs,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
