@@ -1,6 +1,7 @@
 """The command line: light to start, every verb told in one line, mistakes in one sentence with exit code 2."""
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,26 @@ def test_mistakes_are_one_sentence_and_exit_2(project: Path) -> None:
         assert done.returncode == 2, (command, done.stderr)
         assert sentence in done.stderr, (command, done.stderr)
         assert len(done.stderr.strip().splitlines()) == 1, (command, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train", "--bogus"], "No such option: --bogus"),
+        (["nope"], "No such command 'nope'"),
+        (["train", "baseline", "--seed", "x"], "Invalid value for '--seed'"),
+    ],
+)
+def test_of_launched_processes_the_first_tells_a_mistake_of_the_words(words: list[str], sentence: str) -> None:
+    said = []
+    for rank in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, "-m", "noisebox", *words],
+            env={**os.environ, "RANK": rank, "WORLD_SIZE": "2"}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2 and done.stdout == ""
+        said.append(done.stderr)
+    assert said[0].startswith(f"noisebox: {sentence}") and said[1] == ""
 
 
 def test_nothing_starts_on_a_bad_configuration(project: Path) -> None:

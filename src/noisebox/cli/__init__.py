@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import typer
+
 from noisebox.cli import (
     bench,
     check,
@@ -50,7 +52,7 @@ def main() -> None:
     """Run the command line."""
     listen()
     with told():
-        app(standalone_mode=True)
+        sys.exit(app(standalone_mode=launch.launched() == 1))  # of several processes one tells a mistake of the words
 
 
 @contextmanager
@@ -60,14 +62,17 @@ def told() -> Iterator[None]:
     try:
         yield
     except Interrupted as end:
-        _tell(end)
+        _tell(str(end))
         raise
     except UserError as error:
-        _tell(error)
+        _tell(str(error))
         sys.exit(2)
+    except typer.TyperException as error:
+        _tell(error.format_message())
+        sys.exit(error.exit_code)
 
 
-def _tell(end: Exception | Interrupted) -> None:
+def _tell(end: str) -> None:
     if launch.launched() > 1:
         leave_to_parent()  # the launcher ends the others by a signal, which may find this one on its way out
     if launch.may_tell():
