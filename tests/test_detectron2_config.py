@@ -3,13 +3,14 @@
 import csv
 import importlib
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -453,6 +454,14 @@ def test_training_going_on_and_evaluating(here: Path, command_line: CommandLine)
     assert (row["run"], row["train_seed"], row["eval_seed"], row["ckpt"]) == ("small", "0", "0", weights[1])
     assert row["AP"] == rows[-1]["AP"]  # what the training measured at its end
     assert said.splitlines()[2].startswith(f"copypaste: {row['AP']},{row['AP50']},")
+
+    alone = ("train", "--config-file", "small.yaml", "--eval-only", *weights, "SEED", 0, "--set", "eval_batch_size=1")
+    assert command_line(*alone)[0] == 0
+    of_one = (here / "out/b/results.tsv").read_bytes()
+    (here / "out/b/results.tsv").unlink()
+    of_two = run(here, sys.executable, "-m", "noisebox", *map(str, alone), "--num-gpus", "2")
+    assert (here / "out/b/results.tsv").read_bytes() == of_one
+    assert of_two.stdout.count("copypaste: Task: bbox") == 1
 
     code, _, _ = command_line("train", "--config-file", "small.yaml", *weights, f"{OWN}QUALITY_HEAD", "True")
     record = yaml.safe_load((here / "out/b/run.json").read_text())

@@ -32,9 +32,9 @@ def train_config(
     from noisebox.interop.detectron2_config import load_config
 
     asked = load_config(config_file, pairs)
-    if num_gpus > 1 and launched() == 1 and not eval_only:
+    if num_gpus > 1 and launched() == 1:
         _check_devices(num_gpus, asked.scale.device)
-    with shared(launched() if num_gpus <= 1 or eval_only else num_gpus), logged("detectron2", config_file.stem):
+    with shared(num_gpus if num_gpus > 1 else launched()), logged("detectron2", config_file.stem):
         for note in asked.notes:
             say(f"note: {note}")
 
@@ -43,8 +43,6 @@ def train_config(
         asked = in_turn(lambda: with_own_weights(asked))
         task = in_turn(lambda: opened(asked, overrides))
         if eval_only:
-            if num_gpus > 1:
-                say("note: one process evaluates, which computes an image's features once for all that is asked")
             row = evaluate(asked, task)
             for line in copypaste(row):
                 say(line)

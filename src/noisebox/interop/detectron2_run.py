@@ -113,8 +113,8 @@ def train(asked: Detectron2Config, task: DetectionTask, if_changed: IfChanged) -
 
 
 def evaluate(asked: Detectron2Config, task: DetectionTask) -> dict[str, Any]:
-    """Evaluate `asked.weights` on the validation split, sampled as the configuration says under its SEED, and write
-    `results.tsv` into `asked.output_dir`; returns its one row.
+    """Evaluate `asked.weights` on the validation split, sampled as the configuration says under its SEED, each process
+    a share of it, and write `results.tsv` into `asked.output_dir`; returns its one row.
 
     Raises UserError when the weights do not fill the model.
     """
@@ -136,10 +136,12 @@ def evaluate(asked: Detectron2Config, task: DetectionTask) -> dict[str, Any]:
         raise UserError(f"{start} cannot be sampled as the configuration says: {error}") from None
     evidence = {"ckpt": start.as_posix(), "ckpt_sha256": sha256(start)}
     told = config.model_copy(update=_descent(checkpoint))
-    rows = measured_rows(
-        placed(model, config).eval(), task.val, told, asked_of(model, ways), evidence, f"evaluate {start}"
-    )
-    write_tsv(asked.output_dir / "results.tsv", list(rows.values()))
+    with processes.company():
+        rows = measured_rows(
+            placed(model, config).eval(), task.val, told, asked_of(model, ways), evidence, f"evaluate {start}"
+        )
+    if processes.first():
+        write_tsv(asked.output_dir / "results.tsv", list(rows.values()))
     (row,) = rows.values()
     return row
 
