@@ -139,7 +139,7 @@ def _accelerator(config: RunConfig) -> Accelerator:
     # Accelerate keeps its settings for the whole process; another training in it may have had others.
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = {"fp32": "no"}.get(config.precision, config.precision)
-    # Some losses leave parameters out. Looking for them, DDP also sums gradients in the same groups from its first step
-    # on; else a resumed training would round otherwise.
+    # The losses leave no parameter out. But looking for such, DDP sums gradients in the same groups from its first step
+    # on; else a resumed training of three processes would round otherwise. See docs/processes.md for what it costs.
     ways = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(cpu=config.device == "cpu", mixed_precision=precision, kwargs_handlers=[ways])
