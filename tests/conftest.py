@@ -21,7 +21,7 @@ settings.load_profile("noisebox")
 ROOT = Path(__file__).parent.parent
 PARTS = (
     *("Snakefile", "dvc.yaml", ".dvcignore", ".gitattributes", ".gitignore"),
-    *("workflow", "profiles", "params", "src", "code"),
+    *("workflow", "profiles", "params", "src", "code", "imported/README.md"),
 )
 
 
@@ -112,6 +112,7 @@ def make_project(root: Path) -> Path:
             ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
             shutil.copytree(source, root / part, symlinks=True, ignore=ignored)
         else:
+            (root / part).parent.mkdir(exist_ok=True)
             shutil.copy(source, root / part)
     edit_yaml(root / "params/experiment.yaml", **small_experiment())
     run(root, "git", "init", "-q", "-b", "main")

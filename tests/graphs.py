@@ -72,16 +72,12 @@ def dvc_jobs(root: Path) -> dict[frozenset[str], Job]:
                     params.update({key: dep.read_params()[key] for key in values})
                 elif (root / path).is_dir() or any(out.startswith(path + "/") for out in made):
                     inputs |= {out for out in made if out.startswith(path + "/")}
-                    inputs |= {_relative(file, root) for file in (root / path).rglob("*.*") if _is_source(file)}
+                    inputs |= {_relative(file, root) for file in repo.dvcignore.find(dep.fs, dep.fs_path)}
                 else:
                     inputs.add(path)
             outputs = frozenset(_relative(out.fs_path, root) for out in stage.outs)
             jobs.append(Job(stage.cmd, frozenset(inputs), outputs, _params(params)))
     return {job.outputs: job for job in jobs}
-
-
-def _is_source(file: Path) -> bool:
-    return file.is_file() and "__pycache__" not in file.parts
 
 
 def _relative(path: str | Path, root: Path) -> str:

@@ -3,6 +3,7 @@
 import csv
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, run
+from scipy import stats
 
 from noisebox.config import load_experiment
 from noisebox.errors import UserError
 from noisebox.interop.detectron2_logs import read_log
 from noisebox.interop.import_logs import Told, import_logs
+from noisebox.report.imported import imported_table, read_imported, section
 from noisebox.report.spec import make_table
 
 pytest_plugins = ("reported_fixtures",)
@@ -97,6 +100,88 @@ def test_the_published_means_come_out(archive: Path, tmp_path: Path) -> None:
     assert all("imported/" in line.source and "from 15 logs" in line.source for line in lines)
 
 
+def test_the_report_has_the_published_numbers(archive: Path, tmp_path: Path) -> None:
+    import_logs([archive], Told(), tmp_path)
+    rows = read_imported(tmp_path)
+    table = imported_table(rows)
+    assert list(table["run"]) == ["baseline", "baseline+d3pm_qhead", "baseline+geofeat"]
+    assert list(table["AP"]) == [46.4293, 46.9068, 46.7774]
+    assert list(table["AP_std"]) == [0.4985, 0.5545, 0.2957]
+    assert list(table["AP_std_flat"]) == [0.7817, 0.6829, 0.6955]
+    assert set(table[["train_seeds", "eval_seeds", "runs"]].itertuples(index=False)) == {(3, 5, 15)}
+    for row in table.itertuples():
+        means = rows[rows["run"] == row.run].groupby("train_seed")["AP"].mean()
+        assert (row.AP_low, row.AP_high) == pytest.approx(
+            stats.t.interval(0.95, 2, means.mean(), stats.sem(means)), 1e-4
+        )
+        assert row.results == ",".join(f"imported/{row.run}/seed{seed}/results.tsv" for seed in range(3))
+        assert len(row.logs.split(",")) == 15 and (row.dataset, row.images, row.ckpt_sha256) == ("", "", "")
+    (tmp_path / "imported/baseline/notes").mkdir()
+    assert list(imported_table(read_imported(tmp_path / "archive"))) == list(table), "a header where nothing is"
+
+
+def test_no_mean_is_over_different_datasets_or_ways_to_sample(tmp_path: Path) -> None:
+    """Nor does a train seed with fewer eval seeds pass for one that has all."""
+    for name, (train_seed, eval_seed, scale, dataset, images) in enumerate(
+        [
+            (0, 0, 0, "a", 87),
+            (0, 1, 0, "a", 87),
+            (1, 0, 0, "a", 87),
+            (2, 0, 0, "a", 40),
+            (3, 0, 0, "b", 87),
+            (0, 0, 0.1, "a", 87),
+        ]
+    ):
+        begun = session(f"old/seed{train_seed}/model_final.pth", seed=eval_seed, QUALITY_GUIDANCE_SCALE=scale)
+        told = [
+            stamped(f"Loaded {images} images in COCO format"),
+            stamped(f"Evaluation results for {dataset} in csv format:"),
+        ]
+        log(tmp_path / f"logs/{name}", *begun, *told, *copied(f"{40 + name}", *VALUES[1:]))
+    import_logs([tmp_path / "logs"], Told(), tmp_path)
+    table = imported_table(read_imported(tmp_path))
+    told = table[["dataset", "images", "guidance_scale", "AP", "train_seeds", "runs"]].itertuples(
+        index=False, name=None
+    )
+    assert list(told) == [
+        *[("a", "40", 0, 43, 1, 1), ("a", "87", 0, 41.25, 2, 3)],
+        *[("a", "87", 0.1, 45, 1, 1), ("b", "87", 0, 44, 1, 1)],
+    ]
+    _, text = section(table)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:6]]
+    assert [line[4] for line in lines] == ["–", "–", "0.1, all, k 1", "–"]
+    assert [line[11] for line in lines] == ["1 × 1", "2 × up to 2, 3 runs", "1 × 1", "1 × 1"]
+
+
+def test_rows_of_two_branches_are_kept(tmp_path: Path) -> None:
+    """Also of one run, whose file both branches began; and what contradicts itself then is told."""
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+    run(tmp_path, "git", "init", "-q", "-b", "ours")
+    run(tmp_path, "git", "config", "user.email", "test@example.invalid")
+    run(tmp_path, "git", "config", "user.name", "test")
+    run(tmp_path, "git", "add", "-A")
+    run(tmp_path, "git", "commit", "-qm", "start")
+    run(tmp_path, "git", "branch", "theirs")
+    for branch, eval_seeds, second in (("ours", (0, 2), "51"), ("theirs", (1, 2), "52")):
+        run(tmp_path, "git", "checkout", "-q", branch)
+        for seed, first in zip(eval_seeds, ("50", second), strict=True):
+            path = log(
+                tmp_path / "logs", *session("baseline/seed0/model_final.pth", seed=seed), *copied(first, *VALUES[1:])
+            )
+            import_logs([path], Told(), tmp_path)
+        run(tmp_path, "git", "add", "imported")
+        run(tmp_path, "git", "commit", "-qm", branch)
+        if branch == "ours":
+            continue
+        run(tmp_path, "git", "merge", "-q", "--no-edit", "ours")
+    kept = rows_of(tmp_path / "imported/baseline/seed0/results.tsv")
+    assert sorted((row["eval_seed"], row["AP"]) for row in kept) == [
+        *[("0", "50.0000"), ("1", "50.0000"), ("2", "51.0000"), ("2", "52.0000")],
+    ]
+    with pytest.raises(UserError, match=r"results\.tsv: 2 rows for run baseline, train_seed 0, eval_seed 2"):
+        read_imported(tmp_path)
+
+
 def test_imported_rows_stay_apart_from_evaluated_ones(reported: Path) -> None:
     before = {path: path.read_bytes() for path in reported.glob("evals/**/*.tsv")}
     begun = session("old/baseline/seed0/model_final.pth")
@@ -120,6 +205,7 @@ def test_a_row_says_what_the_log_says(tmp_path: Path, monkeypatch: pytest.Monkey
         *session(str(weights), seed=42, steps=5, **guided),
         stamped("Loaded 87 images in COCO format from val.json", "detectron2.data.datasets.coco"),
         *per_class(car="50.125", motorbike="40.5", person="nan"),
+        stamped("Evaluation results for street_val in csv format:", "detectron2.engine.defaults"),
         *copied(*VALUES),
     )
     import_logs([tmp_path / "logs"], Told())
@@ -129,7 +215,8 @@ def test_a_row_says_what_the_log_says(tmp_path: Path, monkeypatch: pytest.Monkey
         "run": "baseline", "train_seed": "2", "eval_seed": "42", "sample_step": "5", "guidance_scale": "0.1",
         "guidance_mode": "all", "guidance_steps": "2", "guidance_topk": "50", "crops": "0",
         "AP": "46.4293", "AP50": "70.1000", "AP75": "50.2500", "APs": "nan", "APm": "40.0000", "APl": "60.0000",
-        "AP-car": "50.1250", "AP-motorbike": "40.5000", "AP-person": "nan", "images": "87", "ckpt": str(weights),
+        "AP-car": "50.1250", "AP-motorbike": "40.5000", "AP-person": "nan", "images": "87",
+        "dataset": "street_val", "ckpt": str(weights),
         "ckpt_sha256": sha256(b"weights").hexdigest(), "source": f"{path}:{line}",
         "source_sha256": sha256(path.read_bytes()).hexdigest(),
     }  # fmt: skip

@@ -17,6 +17,7 @@ from noisebox.graph import Lineage
 
 BOTH = ["baseline", "baseline+finetune"]
 LONG = [*BOTH, "baseline+finetune+finetune"]
+IMPORTED = ["imported/baseline/seed0/results.tsv", "imported/elsewhere/seed3/results.tsv"]
 EXPERIMENTS: dict[str, dict[str, object]] = {
     "two lineages": {},
     "one seed, one lineage": {
@@ -108,6 +109,19 @@ def test_every_finetune_stage_has_its_parents_in_the_experiment() -> None:
         for key, section in sections.items()
         for name in section["parents"]
     }
+
+
+def test_the_report_alone_depends_on_past_experiments(project: Path) -> None:
+    """And on nothing that lies beside them: neither the page about them nor imported checkpoints."""
+    for path in [*IMPORTED, "imported/diffdet.pth", "imported/diffdet.pth.sha256"]:
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        (project / path).write_text("something")
+    assert_same_jobs(project)
+    waiting = {job.command: job.inputs & {*IMPORTED} for job in snakemake_jobs(project).values()}
+    assert {command for command, inputs in waiting.items() if inputs} == {"noisebox report"}
+    assert waiting["noisebox report"] == {*IMPORTED}
+    kept = run(project, "git", "status", "--porcelain", "--untracked-files=all", "imported").stdout.split()[1::2]
+    assert kept == IMPORTED
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ DATA_MANIFEST = "data/detection.json"
 DATA_PIN = "data.dvc"
 REPORTS = "reports"
 TRIES = "tries"
+IMPORTED = "imported"  # of past experiments; results lie there in folders as below runs/, and are in git
 MANIFEST = "results_manifest.tsv"
 SEARCH_PLOTS = ("importance", "parallel", "history")
 RESULTS_MANIFEST = f"{REPORTS}/{MANIFEST}"
@@ -60,6 +61,7 @@ REPORT_FILES = (
     "tables/guidance.tsv",
     "tables/errors.tsv",
     "tables/sizes.tsv",
+    "tables/imported.tsv",
     "tables/aerial.tsv",
     "tables/aerial_differences.tsv",
     *(f"plots/{name}.{form}" for name in PLOTS for form in ("png", "svg")),
@@ -316,8 +318,17 @@ def evaluation_inputs(lineage: str, seed: int | str) -> list[str]:
 
 
 def imported_folder(lineage: str, seed: int | str) -> str:
-    """Results of past experiments that others made; no engine declares it."""
-    return f"imported/{lineage}/seed{seed}"
+    """Results of past experiments that others made; the report depends on them, and no stage makes them."""
+    return f"{IMPORTED}/{lineage}/seed{seed}"
+
+
+def imported_results(root: Path = Path()) -> dict[str, tuple[str, int]]:
+    """Every results.tsv in an `imported_folder` below `root`, with its lineage and train seed; in their order."""
+    place = re.compile(rf"{IMPORTED}/(?P<lineage>{LINEAGE_PATTERN})/seed(?P<seed>\d+)/results\.tsv")
+    paths = (path.relative_to(root).as_posix() for path in (root / IMPORTED).glob("*/*/results.tsv"))
+    found = [match for path in paths if (match := place.fullmatch(path))]
+    runs = {match[0]: (match["lineage"], int(match["seed"])) for match in found}
+    return dict(sorted(runs.items(), key=lambda item: item[1]))
 
 
 def search_folder(search: str) -> str:

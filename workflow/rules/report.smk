@@ -1,4 +1,4 @@
-# The report: tables, plots, pictures and the summary, from the evaluations alone.
+# The report: tables, plots, pictures and the summary, from the evaluations and from what lies in imported/.
 
 
 rule report:
@@ -6,6 +6,7 @@ rule report:
         "report: reports/summary.md"
     input:
         evaluations=EVALUATIONS,
+        imported=list(graph.imported_results()),
         code=code_files("report"),
     output:
         shown(graph.report_outputs()),

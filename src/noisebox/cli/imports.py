@@ -20,8 +20,9 @@ def import_logs(
     """Read Detectron2's logs of past experiments into tables.
 
     Writes imported/<lineage>/seed<k>/results.tsv, apart from evals/, with
-    the log and line of each row. `noisebox table` shows such a lineage in a
-    row with `imported: true`.
+    the log and line of each row. The report, which either engine then makes
+    anew, has them under Past experiments; `noisebox table` shows such a
+    lineage in a row with `imported: true`.
 
     Lineage and train seed are those of a path such as
     baseline+geofeat/seed0/model_final.pth or baseline_seed0, in

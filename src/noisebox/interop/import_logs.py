@@ -22,7 +22,7 @@ from noisebox.report.evaluations import GUIDANCE, IMPORTED, LOOK, METRICS, RUN, 
 # How a path tells lineage and train seed: baseline+geofeat/seed0/model_final.pth, or baseline_seed0.
 NAMED = re.compile(rf"(?:^|/)({graph.LINEAGE_PATTERN})[/_-]seed[_-]?(\d+)(?=/|$)")
 KEY = (*RUN, *GUIDANCE, *LOOK)
-LAST_COLUMNS = ("images", "ckpt", "ckpt_sha256", "source", "source_sha256")
+LAST_COLUMNS = ("images", "dataset", "ckpt", "ckpt_sha256", "source", "source_sha256")
 STEPS = "MODEL.DiffusionDet.SAMPLE_STEP"
 
 Row = dict[str, str]
@@ -131,6 +131,7 @@ class _Archive:
         path = Path(checkpoint)
         evidence = {
             "images": "" if each.images is None else each.images,
+            "dataset": each.dataset,
             "ckpt": checkpoint or "unknown",
             "ckpt_sha256": self._hash(path) if checkpoint and path.is_file() else "",
             "source": each.source,
@@ -187,7 +188,7 @@ def _merged(path: Path, rows: Sequence[Row]) -> list[Row]:
     if path.exists():
         read_table(path, IMPORTED)
         with path.open(encoding="utf-8", newline="") as file:
-            before = list(csv.DictReader(file, delimiter="\t"))
+            before = [{"dataset": ""} | row for row in csv.DictReader(file, delimiter="\t")]
     found: dict[tuple[str, ...], Row] = {}
     for row in (*before, *rows):
         key = tuple(row.get(name, "") for name in KEY)

@@ -87,6 +87,7 @@ LOOK: Columns = {"crops": _count}  # 1 where the densest parts were looked at ag
 EVIDENCE: Columns = {"images": _count, "ckpt": _text, "ckpt_sha256": _text}
 RESULTS: Columns = {**RUN, **GUIDANCE, **LOOK, **dict.fromkeys(METRICS, percentage), **EVIDENCE}
 IMPORTED: Columns = {**RESULTS, "images": str, "ckpt_sha256": str, "source": _text}  # the first two may be unknown
+DATASET: Columns = {"dataset": str}  # optional in an imported results.tsv; the name that the log has, or nothing
 SPEED: Columns = {
     **dict.fromkeys(["run", "device", "ckpt", "ckpt_sha256"], _text),
     **dict.fromkeys(["train_seed", "sample_step", "threads", "batch", "eval_seeds"], _count),
@@ -140,12 +141,14 @@ def _column(path: Path, name: str, cells: Sequence[str], read: Callable[[str], A
     return values
 
 
-def read_evaluation(path: Path, columns: Columns, lineage: str, train_seed: int) -> pd.DataFrame:
-    """Read a run's results.tsv (RESULTS) or speed.tsv (SPEED).
+def read_evaluation(
+    path: Path, columns: Columns, lineage: str, train_seed: int, optional: Columns | None = None
+) -> pd.DataFrame:
+    """Read a run's results.tsv (RESULTS, or IMPORTED and maybe DATASET) or speed.tsv (SPEED).
 
     Raises UserError when a row is of another run, or the same run appears twice.
     """
-    table = read_table(path, columns)
+    table = read_table(path, columns, optional=optional)
     for name, expected in (("run", lineage), ("train_seed", train_seed)):
         strange = next((value for value in table[name] if value != expected), expected)
         if strange != expected:
@@ -269,7 +272,7 @@ def results_path(lineage: str, train_seed: int) -> str:
     return f"{graph.evaluation_folder(lineage, train_seed)}/results.tsv"
 
 
-def imported_path(lineage: str, train_seed: int | str) -> str:
+def imported_path(lineage: str, train_seed: int) -> str:
     """What `noisebox import-logs` wrote."""
     return f"{graph.imported_folder(lineage, train_seed)}/results.tsv"
 

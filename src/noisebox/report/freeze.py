@@ -18,7 +18,7 @@ from noisebox.files import atomic_path, read_json, read_yaml, write_text
 from noisebox.report import markdown
 from noisebox.report.bev_evaluations import RESULTS as BEV_RESULTS
 from noisebox.report.evaluations import RESULTS, read_evaluation
-from noisebox.report.manifest import CHECKPOINT, Entry, compare, entry_of, read_manifest, write_manifest
+from noisebox.report.manifest import CHECKPOINT, IMPORTED, Entry, compare, entry_of, read_manifest, write_manifest
 from noisebox.report.statistics import summarise
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -51,11 +51,11 @@ def freeze(name: str, lineages: Sequence[str], root: Path = Path()) -> Path:
 
 
 def _chosen(lineages: Sequence[str], root: Path) -> list[Entry]:
-    """The rows of the report's manifest that are about some lineages."""
+    """The rows of the report's manifest that are about some lineages, without what past experiments say of them."""
     path = root / graph.RESULTS_MANIFEST
     if not path.exists():
         raise UserError(f"{path} does not exist; this makes it: noisebox report")
-    entries = read_manifest(path)
+    entries = [entry for entry in read_manifest(path) if entry.kind != IMPORTED]
     known = list(dict.fromkeys(entry.lineage for entry in entries if entry.lineage))
     for lineage in lineages:
         if lineage not in known:

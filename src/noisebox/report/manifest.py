@@ -1,7 +1,8 @@
 """`results_manifest.tsv`: the bytes that every claim stands on, written by the report, checked by `noisebox verify`.
 
-A row is a file: a checkpoint, what its evaluation wrote, or a table of the report. Commit, data hash and time are those
-of the training behind the file, as the evaluation passed them on; so the same evaluations give the same manifest.
+A row is a file: a checkpoint, what its evaluation wrote, imported results of a past experiment, or a table of the
+report. Commit, data hash and time are those of the training behind the file, as the evaluation passed them on; so the
+same evaluations give the same manifest.
 """
 
 import csv
@@ -21,6 +22,7 @@ from noisebox.report.evaluations import RESULTS, Columns, Evaluated, read_evalua
 
 CHECKPOINT = "checkpoint"
 TABLE = "table"
+IMPORTED = "imported"  # results of past experiments; what is known of their checkpoints is in their rows
 NAMING_A_CHECKPOINT = ("results", "speed")  # kinds whose rows have a column ckpt_sha256
 NAMES: Columns = {name: RESULTS[name] for name in ("run", "train_seed", "ckpt_sha256")}
 
@@ -29,8 +31,8 @@ NAMES: Columns = {name: RESULTS[name] for name in ("run", "train_seed", "ckpt_sh
 class Entry:
     """A row of the manifest: the file `path`, below the manifest's folder, has the hash `sha256`.
 
-    `kind` is `checkpoint`, `table`, or the stem of an evaluation's file, such as `results`. `protocols` are those that
-    the lineage was asked, joined by ','. What is not known, or does not apply, is empty.
+    `kind` is `checkpoint`, `imported`, `table`, or the stem of an evaluation's file, such as `results`. `protocols` are
+    those that the lineage was asked, joined by ','. What is not known, or does not apply, is empty.
     """
 
     path: str
@@ -74,7 +76,7 @@ COLUMNS: Columns = {field.name: READERS.get(field.name, str) for field in fields
 
 def report_entries(experiment: ExperimentConfig, runs: Sequence[Evaluated], root: Path) -> list[Entry]:
     """What the manifest says after a report of `runs`: each checkpoint and all that its evaluation wrote, run by run in
-    the report's order, then the report's tables, which must be written by now."""
+    the report's order, then the results of past experiments, and the report's tables, which must be written by now."""
     entries = []
     for run in runs:
         facts = _facts(experiment, run)
@@ -84,6 +86,8 @@ def report_entries(experiment: ExperimentConfig, runs: Sequence[Evaluated], root
         section = next(name for name, section in experiment.sections().items() if run.lineage in section.lineages)
         written = graph.evaluation_outputs(run.lineage, run.train_seed, section)
         entries += [entry_of(root, name, PurePosixPath(name).stem, **facts) for name in written]
+    for path, (lineage, seed) in graph.imported_results(root).items():
+        entries.append(entry_of(root, path, IMPORTED, lineage=lineage, train_seed=seed))
     tables = [path for path in graph.report_outputs() if path.endswith(".tsv") and path != graph.RESULTS_MANIFEST]
     return entries + [entry_of(root, path, TABLE) for path in tables]
 

@@ -123,7 +123,8 @@ def make_table(path: Path, experiment: Callable[[], ExperimentConfig], root: Pat
     lines = []
     for row in rows:
         if isinstance(row, LineageRow):
-            own = _imported_seeds(row.lineage, root) if row.imported else None
+            imported = graph.imported_results(root).values() if row.imported else []
+            own = [seed for lineage, seed in imported if lineage == row.lineage]
             seeds = dict.fromkeys(row.train_seeds or own or experiment().train_seeds)
             lines.append(_of_lineage(row, list(seeds), spec.columns, root))
         else:
@@ -175,12 +176,6 @@ def _of_lineage(row: LineageRow, seeds: Sequence[int], columns: Sequence[str], r
             missing[column] = str(reason)
     name = row.name or (f"{row.lineage} (imported)" if row.imported else row.lineage)
     return Line(name, values, missing, *measured.evidence(columns))
-
-
-def _imported_seeds(lineage: str, root: Path) -> list[int]:
-    """The train seeds of which results were imported, rising."""
-    found = (path.parent.name.removeprefix("seed") for path in root.glob(imported_path(lineage, "*")))
-    return sorted(int(seed) for seed in found if seed.isdecimal())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """`reports/summary.md`, and everything it shows: read every evaluation of the experiment, write graph.REPORT_FILES.
 
-Only files below `evals/` and the images they name are read, nothing tells the time, and the order is the experiment's:
-the same inputs give the same bytes.
+Only files below `evals/` and `imported/`, and the images that they name, are read, nothing tells the time, and the
+order is the experiment's: the same inputs give the same bytes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ import pandas as pd
 from noisebox import graph
 from noisebox.config import ExperimentConfig, ProtocolsConfig
 from noisebox.files import write_json, write_text
-from noisebox.report import aerial, bev, detail, pictures, plots, sections, tables
+from noisebox.report import aerial, bev, detail, imported, pictures, plots, sections, tables
 from noisebox.report.evaluations import (
     CLASS_PREFIX,
     Asked,
@@ -122,6 +122,7 @@ def write_report(experiment: ExperimentConfig, root: Path) -> list[Path]:
         bev.gather(experiment, root),
     )
     found, of_aerial, maps = evidence.tabulated(), aerial.tabulated(from_above), bev.tabulated(of_bev)
+    past = imported.imported_table(imported.read_imported(root))
     reports = root / graph.REPORTS
     classes = [name.removeprefix(CLASS_PREFIX) for name in tables.class_columns(found.main)]
     grid = pictures.picture_grid(evidence.pictured, classes, root)
@@ -129,12 +130,13 @@ def write_report(experiment: ExperimentConfig, root: Path) -> list[Path]:
     _write_plots(evidence, found, reports / "plots")
     for table in fields(found):
         write_text(reports / f"tables/{table.name}.tsv", tables.tsv(getattr(found, table.name)))
+    write_text(reports / "tables/imported.tsv", tables.tsv(past))
     aerial.write(from_above, of_aerial, reports)
     _write_metrics(evidence.scalars(), root / graph.METRICS)
     bev.write(of_bev, maps, reports)
     every: list[Evaluated] = [*evidence.runs, *from_above.runs, *of_bev.runs]
     others = [*aerial.section(from_above, of_aerial), *bev.section(of_bev, maps)]
-    write_text(reports / "summary.md", summary(evidence, found, others, every))
+    write_text(reports / "summary.md", summary(evidence, found, others, imported.section(past), every))
     write_manifest(root / graph.RESULTS_MANIFEST, report_entries(experiment, every, root))
     return [root / path for path in (*graph.report_outputs(), graph.METRICS)]
 
@@ -204,9 +206,11 @@ def training_curves(runs: Sequence[Run]) -> list[Curve]:
     return curves
 
 
-def summary(evidence: Evidence, found: Tables, others: Sequence[str], every: Sequence[Evaluated]) -> str:
+def summary(
+    evidence: Evidence, found: Tables, others: Sequence[str], past: Sequence[str], every: Sequence[Evaluated]
+) -> str:
     """The text of summary.md; its numbers are those of the tables, which are rounded already. `others` are the sections
-    of the other lines of research, `every` the runs of all lines."""
+    of the other lines of research, `past` is that of past experiments, `every` are the runs of all lines."""
     experiment, runs, taught = evidence.experiment, evidence.runs, evidence.taught
     results, missing = evidence.asked["main"].results, nothing_to_show(experiment, found)
     students = {run.lineage for run in runs if run.teacher}
@@ -280,6 +284,7 @@ def summary(evidence: Evidence, found: Tables, others: Sequence[str], every: Seq
         sections.pictures_caption(evidence.pictured, runs[0].train_seed),
         *others,
         *(["## Budget searches", sections.searches(experiment)] if experiment.every_search() else []),
+        *past,
         "## Provenance",
         sections.provenance(every),
     ]
