@@ -238,14 +238,14 @@ def data_manifest(line: str) -> str:
     return f"data/{line}.json"
 
 
-def depth_folder(split: str) -> str:
-    """Depth ground truth, one file per image."""
-    return f"depth_gt/{split}"
+def depth_folder(split: str, of_tries: str | None = None) -> str:
+    """Depth ground truth, one file per image: the graph's, or that which tries made of the dataset `of_tries`."""
+    return f"{depth_of_tries(of_tries)}/{split}" if of_tries else f"depth_gt/{split}"
 
 
-def depth_report(split: str) -> str:
+def depth_report(split: str, of_tries: str | None = None) -> str:
     """What the depth ground truth of a split holds, with the hash of each file."""
-    return f"depth_gt/{split}.tsv"
+    return f"{depth_folder(split, of_tries)}.tsv"
 
 
 def smoke_tsv(recipe: str) -> str:
@@ -274,6 +274,11 @@ def try_name(seed: int, scale: str | None = None, dataset: str | None = None) ->
 def try_manifest(dataset: str) -> str:
     """What describes a dataset that tries alone are made on."""
     return f"{TRIES}/data/{dataset}.json"
+
+
+def depth_of_tries(dataset: str) -> str:
+    """Depth ground truth of a dataset that tries alone are made on."""
+    return f"{TRIES}/depth_gt/{dataset}"
 
 
 def checkpoint(lineage: str, seed: int | str, scale: str | None = None, dataset: str | None = None) -> str:

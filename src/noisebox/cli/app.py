@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,6 +16,9 @@ from noisebox import graph
 from noisebox.cli.launch import launched, speaks
 from noisebox.errors import UserError
 from noisebox.interrupt import Interrupted
+
+if TYPE_CHECKING:
+    from noisebox.config import RunConfig
 
 # What --help shows them under, and in which order: by what somebody wants.
 PANELS = {
@@ -89,6 +92,19 @@ def is_file(which: str) -> bool:
 def checkpoint_named(which: str, seed: int) -> Path:
     """The checkpoint that an argument LINEAGE|CHECKPOINT names; that of a lineage must be there."""
     return Path(which) if is_file(which) else checkpoint_of(graph.Lineage.parse(which).name, seed)
+
+
+def prepare_try(config: "RunConfig") -> None:
+    """See that what a try is trained on is there, which the graph has already: its dataset is described, and there is
+    depth ground truth of it where the loss asks for that."""
+    from noisebox.data.catalog import prepare_for_try
+
+    prepare_for_try(config.dataset, config.family)
+    if graph.line_of(config.family) == "bev" and config.loss.depth_weight:
+        from noisebox.data.depth_stage import prepare_depth_for_try
+
+        if made := prepare_depth_for_try(config.dataset):
+            say(made)
 
 
 def say(line: str) -> None:

@@ -40,18 +40,20 @@ may_tell: Callable[[], bool] = speaks  # how a verb ended; among processes that 
 
 
 @contextmanager
-def shared(processes: int | None, scale: str | None = None) -> Iterator[None]:
+def shared(processes: int | None, scale: str | None = None, before: Callable[[], None] | None = None) -> Iterator[None]:
     """Run a verb's work in `processes`, by default as many as the scale says (by default the experiment's), or those
     that a launcher started.
 
-    Where they are yet to be started, this process starts them, waits, and exits as they did. Raises UserError when a
-    launcher started another number.
+    Where they are yet to be started, this process does what comes `before`, which may take longer than processes wait
+    for each other, starts them, waits, and exits as they did. Raises UserError when a launcher started another number.
     """
     global may_tell
     world = launched()
     if world == 1:
         wanted = processes or _of_the_scale(scale)
         if wanted > 1:
+            if before:
+                before()
             raise typer.Exit(start(wanted))
         yield
         return

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from noisebox import graph
-from noisebox.cli.app import Dataset, Lineage, Scale, Seed, app, checkpoint_of, logged, say
+from noisebox.cli.app import Dataset, Lineage, Scale, Seed, app, checkpoint_of, logged, prepare_try, say
 from noisebox.cli.detectron2 import OverridableCommand, train_config
 from noisebox.cli.launch import Processes, in_turn, shared
 from noisebox.errors import UserError
@@ -24,7 +24,6 @@ def smoke(
     With --scale or --dataset it is none of the graph's, and its table goes to tries/.
     """
     from noisebox.config import load_experiment, resolve, smoke_config
-    from noisebox.data.catalog import prepare_for_try
     from noisebox.tasks import open_task
 
     elsewhere = graph.try_name(0, scale, dataset) if scale or dataset else None
@@ -33,7 +32,7 @@ def smoke(
         named = {"dataset": dataset} if dataset else {}
         config = smoke_config(resolve(recipe, 0, scale or load_experiment().scale, smoke=True, overrides=named))
         if elsewhere:
-            prepare_for_try(config.dataset, config.family)
+            prepare_try(config)
         task = open_task(config)
 
         from noisebox.training.smoke import smoke as run_smoke
@@ -88,7 +87,8 @@ def train(
     graph's, so it goes to tries/<lineage>/seed<k>/. With --scale or --dataset
     that is tries/<lineage>/<scale>-<dataset>-seed<k>/, its parent and teacher
     are tries of the same scale and dataset, and the dataset is checked first
-    if it was not yet.
+    if it was not yet. A try that learns from depth makes its ground truth
+    first, in tries/depth_gt/<dataset>/, where the graph has none of it.
 
     A killed training is gone on with. Where something changed meanwhile that
     its result depends on, it is refused: --if-changed resume goes on with
@@ -104,8 +104,7 @@ def train(
     \b
         noisebox train --config-file x.yaml SOLVER.MAX_ITER 500
     """
-    from noisebox.config import AUTO, load_experiment, overrides_of, resolve, teacher_of
-    from noisebox.data.catalog import prepare_for_try
+    from noisebox.config import AUTO, RunConfig, load_experiment, overrides_of, resolve, teacher_of
     from noisebox.tasks import open_task
 
     named = {
@@ -136,8 +135,16 @@ def train(
     tried = bool(overrides or scale or start)
     folder = graph.try_folder(lineage, which) if tried else graph.run_folder(lineage, seed)
     run = output_dir or Path(folder)
-    with shared(1 if profile else processes, scale), logged("try" if tried else "train", lineage, which):
-        config = resolve(lineage, seed, scale or load_experiment().scale, overrides=overrides)
+
+    def resolved() -> RunConfig:
+        return resolve(lineage, seed, scale or load_experiment().scale, overrides=overrides)
+
+    def prepare() -> None:
+        if tried:
+            prepare_try(resolved())
+
+    with shared(1 if profile else processes, scale, prepare), logged("try" if tried else "train", lineage, which):
+        config = resolved()
         if tried or output_dir:
             said = ", ".join(f"{key} {value}" for key, value in overrides.items())
             say(f"{lineage} {which} goes to {run}{', with ' if said else ''}{said}")
@@ -146,8 +153,7 @@ def train(
             start = checkpoint_of(parent.name, seed, scale, dataset)
         mentor = teacher_of(lineage, seed, place=partial(graph.checkpoint, scale=scale, dataset=dataset))
         teacher = Path(mentor) if mentor else None
-        if tried:
-            in_turn(lambda: prepare_for_try(config.dataset, config.family))
+        in_turn(prepare)
         task = in_turn(lambda: open_task(config))
         if config.solver.batch_size == AUTO:
             from noisebox.training.batch_size import with_largest_batch

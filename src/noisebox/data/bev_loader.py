@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from noisebox import graph
 from noisebox.config import RunConfig
 from noisebox.data.bev import BevSplit
-from noisebox.data.depth import read_depth
+from noisebox.data.depth import is_made, read_depth, settings_of
 from noisebox.data.stream import made_ahead, places_of, scheduled_edge
 from noisebox.data.transforms import resized_hw
 from noisebox.errors import UserError
@@ -99,13 +99,16 @@ class TrainingBevBatches:
     `image.flip`, drawn by the key (seed, "augment", step, image id), and resized where `image.resize_schedule` says.
     `rank` of `world_size` processes gets its share of that batch, by `processes.rows_of`.
 
-    Raises UserError when the batch cannot be shared evenly by processes and accumulation steps.
+    Depth is read where the loss asks for it. Raises UserError when the batch cannot be shared evenly by processes and
+    accumulation steps.
     """
 
     def __init__(self, split: BevSplit, config: RunConfig, rank: int = 0, world_size: int = 1) -> None:
         self.config = config
         self._rows = rows_of(config.solver.batch_size, config.solver.accumulate, rank, world_size)
-        self.samples = BevSamples(split, depth_folder(split), config.image.cache_mib / max(1, config.workers))
+        name = split.name.rpartition("/")[2]
+        depth = (depth_folder(split) or Path(graph.depth_folder(name))) if config.loss.depth_weight else None
+        self.samples = BevSamples(split, depth, config.image.cache_mib / max(1, config.workers))
 
     def __getitem__(self, step: int) -> BevBatch:
         config = self.config
@@ -134,9 +137,12 @@ class EvaluationBevBatches:
         return batch_of([self.samples[k] for k in places], places)
 
 
-def depth_folder(split: BevSplit) -> Path:
-    """Where the depth ground truth of a split lies."""
-    return Path(graph.depth_folder(split.name.rpartition("/")[2]))
+def depth_folder(split: BevSplit) -> Path | None:
+    """Where the depth ground truth of a split lies: the graph's, or what tries made; None where neither is of it."""
+    dataset, _, name = split.name.rpartition("/")
+    places = [Path(graph.depth_folder(name)), Path(graph.depth_folder(name, dataset))]
+    settings = settings_of(split)
+    return next((place for place in places if is_made(split.frames[0], place, settings)), None)
 
 
 def evaluation_batches(

@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from noisebox.data.bev import BevSplit
 from noisebox.data.npz import write_npz
 from noisebox.data.nuscenes import Frame, check_image, check_sweep, read_sweep
 from noisebox.errors import UserError
@@ -51,6 +52,12 @@ class DepthSettings:
             raise UserError(
                 f"no depth lies from {self.min_depth:g} to {self.max_depth:g} m; it takes 0 < min_depth < max_depth"
             )
+
+
+def settings_of(split: BevSplit) -> DepthSettings:
+    """The dataset's own."""
+    view = split.view
+    return DepthSettings(*view.size, view.min_depth, view.max_depth)
 
 
 def depth_file(folder: Path, frame: Frame) -> Path:
@@ -107,7 +114,7 @@ def make_depth_gt(
     make, written = partial(_make, folder=folder, settings=settings), []
     with only_here(folder / "lock", f"{folder} is being made"):
         clear_unfinished(folder)
-        missing = [frame for frame in frames if not _is_made(depth_file(folder, frame), _made_with(frame, settings))]
+        missing = [frame for frame in frames if not is_made(frame, folder, settings)]
         with Progress(f"depth-gt {folder.name}", len(frames), len(frames) - len(missing)) as progress:
             for path in in_threads(make, missing, workers):
                 written.append(path)
@@ -137,11 +144,12 @@ def _made_with(frame: Frame, settings: DepthSettings) -> bytes:
     return json.dumps(asdict(settings) | source).encode()
 
 
-def _is_made(path: Path, made_with: bytes) -> bool:
-    """Whether a file is there to its end, where the archive keeps its table of contents, and made with just this."""
+def is_made(frame: Frame, folder: Path, settings: DepthSettings) -> bool:
+    """Whether a frame's file is there to its end, where the archive keeps its table of contents, and was made from just
+    this frame and with these settings."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.comment == made_with
+        with zipfile.ZipFile(depth_file(folder, frame)) as archive:
+            return archive.comment == _made_with(frame, settings)
     except (OSError, zipfile.BadZipFile):
         return False
 
