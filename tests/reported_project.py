@@ -22,7 +22,7 @@ from noisebox.data.catalog import open_split, prepare_dataset
 from noisebox.evaluation.boxes import evaluate
 from noisebox.models import FAMILIES, Detector, build_model
 from noisebox.randomness import numpy_generator
-from noisebox.report.evaluations import read_run
+from noisebox.report.evaluations import imported_path, read_run, results_path
 from noisebox.report.manifest import read_manifest, report_entries, write_manifest
 from noisebox.structures import Batch, Detections
 from noisebox.tasks import EVALUATIONS
@@ -171,6 +171,16 @@ def report(root: Path) -> None:
     """Write the manifest as the report does."""
     runs = [read_run(lineage, seed, root) for lineage in SPREADS for seed in SEEDS]
     write_manifest(root / graph.RESULTS_MANIFEST, report_entries(an_experiment(), runs, root))
+
+
+def import_results(root: Path, lineage: str, seed: int) -> Path:
+    """Hand in results of a run as if they were somebody's, and make the manifest anew; returns where they lie."""
+    header, *rows = (root / results_path(lineage, seed)).read_text().splitlines()
+    path = root / imported_path(lineage, seed)
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join([f"{header}\tsource", *(f"{row}\told/log.txt:7" for row in rows)]) + "\n")
+    report(root)
+    return path
 
 
 def hash_anew(root: Path, *paths: str) -> None:

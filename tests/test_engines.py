@@ -104,6 +104,14 @@ def test_code_decides_what_reruns(made: Path) -> None:
     assert "noisebox train baseline+finetune --seed 1 --if-changed fresh" in planned(made)
 
 
+def test_past_experiments_make_the_report_anew_and_nothing_else(made: Path) -> None:
+    path = made / "imported/baseline/seed7/results.tsv"
+    path.parent.mkdir(parents=True)
+    path.write_text("of a log")
+    assert planned(made) == ["noisebox report"]
+    assert list(json.loads(run(made, "dvc", "status", "--json").stdout)) == ["report"]
+
+
 def test_record_leaves_what_snakemake_did_not_make_stale(made: Path) -> None:
     edit_yaml(made / "params/recipes/finetune.yaml", description="other words")
     run(made, "snakemake", "--cores", "1", "runs/baseline/seed0/model_final.pth")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
-from reported_project import DATASET, SEEDS, hash_anew
+from reported_project import DATASET, SEEDS, hash_anew, import_results
 
 from noisebox import graph
 from noisebox.errors import UserError
@@ -25,6 +25,13 @@ LINEAGE = "baseline+finetune"
 
 def files_below(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_past_experiments_are_not_delivered(reported: Path) -> None:
+    import_results(reported, "baseline", 0)
+    assert "imported" in {entry.kind for entry in read_manifest(reported / graph.RESULTS_MANIFEST)}
+    freeze("paper", ["baseline"], reported)
+    assert "imported" not in {path.split("/")[0] for path in files_below(reported / "deliverables/paper")}
 
 
 @pytest.fixture

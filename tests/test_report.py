@@ -22,8 +22,9 @@ from scipy import stats
 from noisebox import graph
 from noisebox.config import ExperimentConfig, Sampling
 from noisebox.errors import UserError
-from noisebox.report import evaluations, pictures, plots, summary, tables
+from noisebox.report import evaluations, imported, pictures, plots, summary, tables
 from noisebox.report.breakdown import KINDS
+from noisebox.report.manifest import read_manifest
 
 CLASSES = ("car", "motorbike", "person")
 LINEAGES = ("baseline", "baseline+finetune")
@@ -541,6 +542,30 @@ def test_sections_show_their_tables(fully_reported: Path) -> None:
         assert shown[:2] == [STUDENT, str(row["sample_step"])]
         assert shown[4:10] == ["its parent", "10", f"{row['teacher_AP']:.2f}", *judged(row, "gap")]
         assert shown[10:14] == [f"{row['teacher_AP_1']:.2f}", *judged(row, "gap_1")]
+
+
+def test_past_experiments_have_a_section_and_the_arithmetic_of_the_main_table(root: Path, reported: Path) -> None:
+    """The graph's own results, handed in once more as if they were somebody's."""
+    paths = [evaluations.imported_path("baseline", seed) for seed in (0, 1)]
+    for path in paths:
+        rows = pd.read_csv(root / path.replace("imported", "evals"), sep="\t", dtype=str)
+        (root / path).parent.mkdir(parents=True)
+        rows.assign(source="old/log.txt:7").to_csv(root / path, sep="\t", index=False)
+    summary.write_report(an_experiment(), root)
+    own, past = taken(report_table(root, "main"), run="baseline"), report_table(root, "imported")
+    assert [row["sample_step"] for row in past] == [1, 5]
+    for row, again in zip(own, past, strict=True):
+        for name in (*METRICS, "AP_std", "AP_std_flat", "AP_low", "AP_high", "train_seeds", "eval_seeds", "runs"):
+            assert again[name] == row[name]
+        assert (again["results"], again["logs"]) == (",".join(paths), "old/log.txt")
+    text = (root / "reports/summary.md").read_text()
+    assert [row[:6] for row in markdown_rows(text, "## Past experiments")] == [
+        ["baseline", "–", "80", str(row["sample_step"]), "–", f"{row['AP']:.2f}"] for row in own
+    ]
+    entries = [entry for entry in read_manifest(root / graph.RESULTS_MANIFEST) if entry.kind == "imported"]
+    assert [(entry.path, entry.train_seed) for entry in entries] == list(zip(paths, (0, 1), strict=True))
+    assert (reported / "reports/tables/imported.tsv").read_text() == "\t".join(imported.COLUMNS) + "\n"
+    assert "Past experiments" not in (reported / "reports/summary.md").read_text()
 
 
 def test_outcome_in_numbers_and_verdicts(fully_reported: Path) -> None:

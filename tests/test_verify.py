@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reported_project import hash_anew, save_weights
+from reported_project import hash_anew, import_results, save_weights
 
 from noisebox import graph
 from noisebox.config import RunConfig
@@ -43,6 +43,14 @@ def test_what_nobody_touched_is_verified(reported: Path, command_line: CommandLi
     assert (code, said.splitlines()[0]) == (0, f"{files} files are what reports/results_manifest.tsv says")
     code, said, _ = command_line("verify", "--rows", 1000)
     assert (code, said.splitlines()[-1]) == (0, f"{EVERY_ROW} rows of results evaluated again")
+
+
+def test_what_past_experiments_left_is_verified_as_well(reported: Path, command_line: CommandLine) -> None:
+    path = import_results(reported, "baseline", 0)
+    assert command_line("verify", "--rows", 1)[0] == 0
+    edit_cell(reported, path.relative_to(reported).as_posix(), 2, "AP", next_digit)
+    code, said, _ = command_line("verify", "--rows", 1)
+    assert code == 1 and f"{graph.imported_folder('baseline', 0)}/results.tsv is not what the manifest says" in said
 
 
 @pytest.mark.parametrize(
