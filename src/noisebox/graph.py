@@ -113,6 +113,7 @@ CODE: dict[str, tuple[str, ...]] = {
 }
 _DETECTION = (
     *_BOX_DATA,
+    "src/noisebox/data/federated.py",
     "src/noisebox/data/loader.py",
     "src/noisebox/data/transforms.py",
     "src/noisebox/evaluation/detection.py",

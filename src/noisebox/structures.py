@@ -27,12 +27,14 @@ def whwh_of(sizes_hw: Tensor) -> Tensor:
 class Targets:
     """Ground truth of one image: `boxes_xyxy` (G, 4) float32 in pixels of the resized image, `labels` (G,) int64; and
     likewise `crowds_xyxy` (N, 4) and `crowd_labels` (N,): in a crowd, what looks like its class is neither an object to
-    be found nor a mistake, as in VisDrone's ignored regions."""
+    be found nor a mistake, as in VisDrone's ignored regions. `counted` (K,) bool: the classes that a federated loss
+    counts in the image; (0,) where no loss is."""
 
     boxes_xyxy: Tensor
     labels: Tensor
     crowds_xyxy: Tensor = field(default_factory=lambda: torch.zeros(0, 4))
     crowd_labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    counted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
 
     def to(self, device: torch.device | str) -> "Targets":
         return Targets(**{name: value.to(device) for name, value in vars(self).items()})

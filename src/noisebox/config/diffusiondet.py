@@ -103,12 +103,22 @@ class DiffusionDetConfig(Section):
         return self
 
 
+class FederatedConfig(Section):
+    """The classes that count in an image: those of its objects and, until they are `classes` in all, others, drawn
+    without replacement in proportion to the number of training images that have them, to the power `power`. Where there
+    are no more classes than that, all count but those that no image has."""
+
+    classes: Positive = 50
+    power: NotNegative = 0.5
+
+
 class LossConfig(Section):
     """Weights of the set-prediction loss and its dynamic-k matching (OTA, Ge et al. 2021).
 
     `cls_loss: qfl` is the quality focal loss (Li et al. 2020) with exponent `qfl_beta`. A box's loss is weighted by
     its IoU with its object to the power `box_loss_iou_weight_power`. `graph_topo_loss_weight` holds the last stage's
-    attention against which proposals share an object.
+    attention against which proposals share an object. `federated` (Gupta et al. 2019, LVIS; Zhou et al. 2021,
+    probabilistic two-stage detection) has the classification loss count some classes alone, for datasets of many.
     """
 
     class_weight: float = 2.0
@@ -123,6 +133,7 @@ class LossConfig(Section):
     quality_weight: NotNegative = 1.0
     ota_k: Positive = 5
     deep_supervision: bool = True
+    federated: FederatedConfig | None = None
 
 
 class DistillConfig(TeacherConfig):

@@ -86,11 +86,16 @@ class CocoSplit:
         labels = np.concatenate([record.labels[~record.crowd] for record in self.images])
         return dict(zip(self.classes, np.bincount(labels, minlength=len(self.classes)).tolist(), strict=True))
 
+    def images_per_class(self) -> NDArray[np.int64]:
+        """How many images, (K,), have an object of each class, crowds aside; an image that comes more often is one."""
+        images = {record.id: record for record in self.images}.values()
+        return np.bincount(np.concatenate([_present(record) for record in images]), minlength=len(self.classes))
+
     def repeat_factors(self, threshold: float) -> NDArray[np.float64]:
         """How often an epoch should show each image, (images,), at least once: the square root of `threshold` over the
         share of images that have an object of its rarest class (Gupta et al. 2019, LVIS)."""
-        present = [np.unique(record.labels[~record.crowd]) for record in self.images]
-        shares = np.bincount(np.concatenate(present), minlength=len(self.classes)) / len(self.images)
+        shares = self.images_per_class() / len(self.images)
+        present = [_present(record) for record in self.images]
         return np.array([max(1.0, math.sqrt(threshold / shares[own].min())) if len(own) else 1.0 for own in present])
 
     def ground_truth(self) -> dict[str, Any]:
@@ -123,6 +128,11 @@ class CocoSplit:
                 {"id": identity, "name": name} for identity, name in zip(self.category_ids, self.classes, strict=True)
             ],
         }
+
+
+def _present(record: ImageRecord) -> NDArray[np.int64]:
+    """The labels that an image has an object of, each once."""
+    return np.unique(record.labels[~record.crowd])
 
 
 def read_split(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,9 +10,11 @@ from torch import Tensor
 from noisebox.config import ImageConfig, RunConfig
 from noisebox.config.families import sections_of
 from noisebox.data.coco import CocoSplit, ImageRecord, read_image
+from noisebox.data.federated import counted_classes
 from noisebox.data.stream import made_ahead, places_of, scheduled_edge
 from noisebox.data.transforms import View, evaluation_view, resized, shown, targets_in, training_view
 from noisebox.processes import rows_of, share_of
+from noisebox.randomness import numpy_generator
 from noisebox.structures import Batch, Targets
 
 STRIDE = 32  # images are padded to a multiple of it, so that every level of the feature pyramid divides
@@ -24,7 +27,8 @@ class TrainingBatches:
     Step k takes the k-th `solver.batch_size` of the stream, so a batch may span epochs. `rank` of `world_size`
     processes gets its share of that batch, by `processes.rows_of`, padded to the size of the whole: what is computed of
     an image does not depend on how many there are. Crowds are no objects. The images as stored, which a family that
-    looks closer wants, are those of the cache, not copies.
+    looks closer wants, are those of the cache, not copies. Where the loss is federated, the classes that count in an
+    image are drawn by the key (seed, "federated", step, image id).
 
     Raises UserError when the batch cannot be shared evenly by processes and accumulation steps.
     """
@@ -33,6 +37,8 @@ class TrainingBatches:
         self.split, self.config = split, config
         self._rows = rows_of(config.solver.batch_size, config.solver.accumulate, rank, world_size)
         self._closer = sections_of(config.family).looks_closer
+        self._federated = getattr(config.loss, "federated", None)  # which not every family's loss may be
+        self._images_per_class = split.images_per_class() if self._federated else None
         self._images = _Images(config.image, config.image.cache_mib / max(1, config.workers), self._closer)
 
     def __getitem__(self, step: int) -> Batch:
@@ -48,7 +54,18 @@ class TrainingBatches:
         padded_hw = _padded_hw(views)
         records, views = [records[row] for row in own], [views[row] for row in own]
         images = [self._images(record, view) for record, view in zip(records, views, strict=True)]
-        return _batch(records, views, images, padded_hw, self._closer)
+        return self._with_counted_classes(_batch(records, views, images, padded_hw, self._closer), step)
+
+    def _with_counted_classes(self, batch: Batch, step: int) -> Batch:
+        if self._images_per_class is None:
+            return batch
+        classes, power = self._federated.classes, self._federated.power
+        targets = []
+        for image_id, target in zip(batch.image_ids, batch.targets, strict=True):
+            random = numpy_generator(self.config.seed, "federated", step, image_id)
+            counted = counted_classes(target.labels.numpy(), self._images_per_class, classes, power, random)
+            targets.append(replace(target, counted=torch.from_numpy(counted)))
+        return replace(batch, targets=tuple(targets))
 
     def _records(self, step: int) -> list[ImageRecord]:
         """The images of the whole batch."""

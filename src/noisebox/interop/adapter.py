@@ -67,6 +67,11 @@ def detector_config(lineage: str, scale: str, seed: int, root: Path, overrides: 
     config = resolve(lineage, seed, scale, root, overrides=overrides)
     if config.distill:
         raise UserError(f"{lineage!r} learns from a teacher, which is done by `noisebox train` alone")
+    if getattr(config.loss, "federated", None):
+        raise UserError(
+            f"{lineage!r} has loss.federated, which draws classes by their images in the training split, and that is "
+            "known to `noisebox train` alone: override loss.federated by null"
+        )
     if config.family == "bev":
         raise UserError(f"{lineage!r} is of family bev, which draws maps; a detector of boxes is needed")
     return config

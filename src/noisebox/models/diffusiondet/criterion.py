@@ -22,7 +22,8 @@ def set_prediction_loss(
     it has a weight and the head says its attention.
 
     `image_whwh`: (N, 4). Each stage is matched anew and its sums are divided by the number of its matched proposals in
-    the whole batch, over all processes; the quality's is a mean over all proposals.
+    the whole batch, over all processes; the quality's is a mean over all proposals. A federated loss counts classes in
+    `loss_ce`; matching knows all of them.
     """
     if not config.deep_supervision:
         output = _last_stage(output)
@@ -39,6 +40,8 @@ def set_prediction_loss(
         classes = quality_focal_loss(logits, one_hot * _own_iou(boxes, goals)[..., None], config.qfl_beta)
     else:
         classes = sigmoid_focal_loss(logits, one_hot.to(logits.dtype), config.focal_alpha, config.focal_gamma)
+    if config.federated:
+        classes = classes * targets.counted[:, None]
     l1 = (boxes - goals).abs() / image_whwh[:, None]
     giou = generalized_box_iou_loss(boxes, goals) * matched
     if config.box_loss_iou_weight_power > 0:

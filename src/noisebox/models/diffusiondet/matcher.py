@@ -25,6 +25,7 @@ FAR_FROM_ALL_COST = 10_000.0
 @dataclass(frozen=True)
 class PaddedTargets:
     """Ground truth of N images: `boxes_xyxy` (N, G, 4), `labels` (N, G), `valid` (N, G) bool; G is at least 1.
+    `counted` (N, K) bool: the classes that a federated loss counts in each; (N, 0) where no loss is.
 
     Where not valid, the box is a unit square and the label 0, so that arithmetic on them stays finite.
     """
@@ -32,6 +33,7 @@ class PaddedTargets:
     boxes_xyxy: Tensor
     labels: Tensor
     valid: Tensor
+    counted: Tensor
 
     @classmethod
     def of(cls, targets: Sequence[Targets]) -> "PaddedTargets":
@@ -42,7 +44,8 @@ class PaddedTargets:
         if boxes.shape[1] == 0:
             boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1))
         valid = torch.arange(boxes.shape[1], device=device) < counts[:, None]
-        return cls(torch.where(valid[..., None], boxes, boxes.new_tensor([0.0, 0.0, 1.0, 1.0])), labels, valid)
+        shown = torch.where(valid[..., None], boxes, boxes.new_tensor([0.0, 0.0, 1.0, 1.0]))
+        return cls(shown, labels, valid, torch.stack([target.counted for target in targets]))
 
 
 class Matches(NamedTuple):
