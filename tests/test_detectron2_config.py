@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -25,6 +25,7 @@ pytest_plugins = ("reported_fixtures",)
 
 CommandLine = Callable[..., tuple[int, str, str]]
 OWN = "MODEL.DiffusionDet."
+REPEATED = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
 
 # In the shape of the public files: values that YAML takes for text, sections spread over two files.
 BASE = """
@@ -99,6 +100,16 @@ DATASETS:
   TRAIN: ("repro_10k_train",)
   TEST: ("repro_10k_val",)
 """
+LVIS = """
+_BASE_: Base.yaml
+MODEL:
+  DiffusionDet: {NUM_CLASSES: 1203, USE_FED_LOSS: True}
+DATASETS:
+  TRAIN: ("lvis_v1_train",)
+  TEST: ("lvis_v1_val",)
+DATALOADER: {SAMPLER_TRAIN: "RepeatFactorTrainingSampler", REPEAT_THRESHOLD: 0.001}
+"""
+FEDERATED = {"classes": 50, "power": 0.5}
 SMALL = """
 _BASE_: Base.yaml
 MODEL:
@@ -152,11 +163,11 @@ def test_every_key_has_a_place_that_exists() -> None:
         prefix, section = next(each for each in sections.items() if key.place.startswith(each[0]))
         for part in key.place.removeprefix(prefix).split("."):
             field = section.model_fields[part]
-            section = field.annotation
+            section = next(iter(get_args(field.annotation)), field.annotation)  # of a section or None, the section
     assert {key.needs for key in KEYS} - {None} <= names
     assert not names & FIXED.keys() and not any(name in names for name in ALIASES)
     assert set(ALIASES.values()) <= names
-    assert not any(name.startswith(UNREAD) for name in names - {key.name for key in KEYS if "POOLER" in key.name})
+    assert not any(name.startswith(UNREAD) for name in names - {key.name for key in KEYS if "BOX_HEAD" in key.name})
 
 
 def test_the_page_about_configurations_has_the_whole_table() -> None:
@@ -201,6 +212,20 @@ def test_swin_and_other_weights(configs: Path) -> None:
     scratch = read(configs / "swin.yaml", "MODEL.WEIGHTS", "").scale.models["diffusiondet"]
     assert (scratch["backbone"], scratch["pretrained"]) == ("swin_base_patch4_window7_224", False)
     assert not is_imagenet("output/baseline/model_final.pth")
+
+
+def test_a_configuration_for_lvis(configs: Path) -> None:
+    """In the shape of the public files."""
+    path = configs / "lvis.yaml"
+    path.write_text(LVIS)
+    made = read(path)
+    assert (made.scale.dataset, made.num_classes, made.recipe.loss) == ("lvis_v1", 1203, {"federated": FEDERATED})
+    assert made.scale.solver["repeat_threshold"] == 0.001
+    power = "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER"
+    assert read(path, power, "1.0").recipe.loss == {"federated": {**FEDERATED, "power": 1.0}}
+    assert read(path, f"{OWN}USE_FED_LOSS", "False").recipe.loss == {}
+    plain = read(path, "DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "DATALOADER.REPEAT_THRESHOLD", "0.0")
+    assert "repeat_threshold" not in plain.scale.solver
 
 
 # The published experiments, as the recipes of params/recipes/ have them
@@ -304,7 +329,18 @@ def test_what_values_become(configs: Path, pairs: list[str], place: str, value: 
         ("", ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "must be 'DiffusionDet', not 'GeneralizedRCNN'"),
         ("", ["SOLVER.OPTIMIZER", "SGD"], "SOLVER.OPTIMIZER must be 'ADAMW', not 'SGD': the optimiser is AdamW"),
         ("", ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"], "CLIP_TYPE must be full_model, not 'value'"),
-        ("", [f"{OWN}USE_FED_LOSS", "True"], "there is no federated loss"),
+        ("", ["MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER", "1.0"],
+         "FED_LOSS_FREQ_WEIGHT_POWER has no effect without MODEL.DiffusionDet.USE_FED_LOSS: set that too, or leave it"),
+        ("", [f"{OWN}USE_FED_LOSS", "True", "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER", "-1.0"],
+         "FED_LOSS_FREQ_WEIGHT_POWER: input should be greater than or equal to 0, not -1.0"),
+        ("", [f"{OWN}USE_FOCAL", "False"], "USE_FOCAL must be True, not False: classes are told apart by focal loss"),
+        ("", ["DATALOADER.REPEAT_THRESHOLD", "0.001"],
+         "has no effect without DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler: set that too, or leave it"),
+        ("", [*REPEATED, "DATALOADER.REPEAT_THRESHOLD", "1.5"],
+         "DATALOADER.REPEAT_THRESHOLD: input should be less than or equal to 1, not 1.5"),
+        ("", ["DATALOADER.REPEAT_SQRT", "False"], "REPEAT_SQRT must be True, not False: an image is repeated by"),
+        ("", ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorSampler"],
+         "DATALOADER.SAMPLER_TRAIN must be one of TrainingSampler, RepeatFactorTrainingSampler, not 'RepeatFactorSa"),
         ("", [f"{OWN}GEO_BIAS", "True"], "GEO_BIAS needs GEO_BIAS_TYPE, one of distance, iou, mlp, not ''"),
         ("", [f"{OWN}GEO_BIAS_SCALE", "2.0"], "GEO_BIAS_SCALE has no effect without MODEL.DiffusionDet.GEO_BIAS"),
         ("", [f"{OWN}LABEL_D3PM", "True"], "label_d3pm diffuses the label state: set label_state to true as well"),

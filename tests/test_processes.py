@@ -49,6 +49,7 @@ def small_project(datasets: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     edit_yaml(root / "params/scales/test.yaml", families__yolc__finetune__max_iter=ITERATIONS)
     for recipe in ("kitchen_sink", "distill_20to1"):
         edit_yaml(root / f"params/recipes/{recipe}.yaml", solver__length=1.0)
+    edit_yaml(root / "params/recipes/kitchen_sink.yaml", loss__federated={"classes": 2})
     return root
 
 

@@ -37,8 +37,8 @@ class TrainingBatches:
         self.split, self.config = split, config
         self._rows = rows_of(config.solver.batch_size, config.solver.accumulate, rank, world_size)
         self._closer = sections_of(config.family).looks_closer
-        self._federated = getattr(config.loss, "federated", None)  # which not every family's loss may be
-        self._images_per_class = split.images_per_class() if self._federated else None
+        federated = getattr(config.loss, "federated", None)  # which not every family's loss may be
+        self._draw = (split.images_per_class(), federated.classes, federated.power) if federated else None
         self._images = _Images(config.image, config.image.cache_mib / max(1, config.workers), self._closer)
 
     def __getitem__(self, step: int) -> Batch:
@@ -57,13 +57,12 @@ class TrainingBatches:
         return self._with_counted_classes(_batch(records, views, images, padded_hw, self._closer), step)
 
     def _with_counted_classes(self, batch: Batch, step: int) -> Batch:
-        if self._images_per_class is None:
+        if self._draw is None:
             return batch
-        classes, power = self._federated.classes, self._federated.power
         targets = []
         for image_id, target in zip(batch.image_ids, batch.targets, strict=True):
             random = numpy_generator(self.config.seed, "federated", step, image_id)
-            counted = counted_classes(target.labels.numpy(), self._images_per_class, classes, power, random)
+            counted = counted_classes(target.labels.numpy(), *self._draw, random)
             targets.append(replace(target, counted=torch.from_numpy(counted)))
         return replace(batch, targets=tuple(targets))
 

@@ -320,8 +320,8 @@ def _put(parts: dict[str, Any], place: str, value: Any) -> None:
 def _without(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """`values` less those that are the default."""
     kept = {
-        key: _without(value, defaults[key]) if isinstance(value, dict) else value
+        key: _without(value, defaults[key] or {}) if isinstance(value, dict) else value
         for key, value in values.items()
-        if value != defaults[key]
+        if key not in defaults or value != defaults[key]
     }
     return {key: value for key, value in kept.items() if value != {}}

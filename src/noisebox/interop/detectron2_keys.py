@@ -16,6 +16,7 @@ from noisebox.interop.names import SWIN_NETWORKS
 OWN = "MODEL.DiffusionDet."
 IMAGENET_WEIGHTS = r"detectron2://ImageNetPretrained/torchvision[/-]R-\d+\.pkl|(.*/)?(torchvision-)?R-\d+\.pkl"
 SWIN_WEIGHTS = r"(.*/)?swin_[a-z0-9_]+\.(pkl|pth)"
+SAMPLERS = "TrainingSampler", "RepeatFactorTrainingSampler"
 RESNET, SWIN = "build_resnet_fpn_backbone", "build_swintransformer_fpn_backbone"
 
 Of = Callable[[str], Any]  # the value of another key
@@ -129,6 +130,25 @@ def _crop(value: bool, of: Of) -> Any:
     return {"least": sizes[0], "most": sizes[1]} if value else None
 
 
+def _sampler(value: str, of: Of) -> Any:
+    if value not in SAMPLERS:
+        raise ValueError(f"must be one of {', '.join(SAMPLERS)}, not {value!r}")
+    return NOTHING
+
+
+def _repeat_threshold(value: float, of: Of) -> Any:
+    if of("DATALOADER.SAMPLER_TRAIN") == SAMPLERS[1]:
+        return value
+    if value:
+        raise ValueError(f"has no effect without DATALOADER.SAMPLER_TRAIN {SAMPLERS[1]}: set that too, or leave it")
+    return NOTHING
+
+
+def _federated(value: bool, of: Of) -> Any:
+    """The public code draws among 50 classes, whatever FED_LOSS_NUM_CLASSES is."""
+    return {"classes": 50} if value else None
+
+
 def _geo_bias(value: bool, of: Of) -> Any:
     kinds = ("distance", "iou", "mlp")
     kind = of(f"{OWN}GEO_BIAS_TYPE")
@@ -234,6 +254,13 @@ KEYS = (
     _own("CLS_LOSS_TYPE", _LOSS.cls_loss, f"{_WEIGHED}cls_loss"),
     _own("QFL_BETA", _LOSS.qfl_beta, f"{_WEIGHED}qfl_beta"),
     _own("BOX_LOSS_IOU_WEIGHT_POWER", 0.0, f"{_WEIGHED}box_loss_iou_weight_power"),
+    _own("USE_FED_LOSS", False, f"{_WEIGHED}federated", _federated),
+    Key(
+        "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER",
+        0.5,
+        f"{_WEIGHED}federated.power",
+        needs=f"{OWN}USE_FED_LOSS",
+    ),
     # Teachers
     _own("CONSISTENCY_DISTILL", False, f"{_DISTILL}kind", _kind_of_teaching("consistency")),
     _own("CONSISTENCY_TEACHER_WEIGHTS", "", f"{_DISTILL}teacher", _teacher, "CONSISTENCY_DISTILL"),
@@ -286,6 +313,8 @@ KEYS = (
     Key("DATASETS.TRAIN", (), "run.train"),
     Key("DATASETS.TEST", (), "run.test"),
     Key("DATALOADER.NUM_WORKERS", 4, "scale.workers"),
+    Key("DATALOADER.SAMPLER_TRAIN", SAMPLERS[0], "with DATALOADER.REPEAT_THRESHOLD", _sampler),
+    Key("DATALOADER.REPEAT_THRESHOLD", 0.0, f"{_SOLVER}repeat_threshold", _repeat_threshold),
     Key("SEED", -1, "run.seed"),
     Key("OUTPUT_DIR", "./output", "run.output_dir"),
 )
@@ -336,7 +365,6 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     f"{OWN}ACTIVATION": (("relu",), "the head's activation is ReLU"),
     f"{OWN}NUM_DYNAMIC": ((2,), "the dynamic convolution has two layers"),
     f"{OWN}USE_FOCAL": ((True,), "classes are told apart by focal loss, or with CLS_LOSS_TYPE qfl by its quality form"),
-    f"{OWN}USE_FED_LOSS": ((False,), "there is no federated loss"),
     f"{OWN}PRIOR_PROB": ((0.01,), "the class logits start there"),
     f"{OWN}SAMPLER_DISTILL_ETA": ((0.0,), "the teacher samples deterministically"),
     f"{OWN}SAMPLER_DISTILL_ENSEMBLE": ((False,), "the teacher samples without ensemble"),
@@ -354,7 +382,7 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "TEST.EXPECTED_RESULTS": (([],), "results are held against others by `noisebox verify`"),
     "INPUT.FORMAT": (("RGB",), "images are read as RGB"),
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": ((False,), "images without objects are trained on as well"),
-    "DATALOADER.SAMPLER_TRAIN": (("TrainingSampler",), "every image is shown once an epoch"),
+    "DATALOADER.REPEAT_SQRT": ((True,), "an image is repeated by the square root (Gupta et al. 2019)"),
     "DATALOADER.ASPECT_RATIO_GROUPING": ((True, False), "what is computed of an image does not depend on its padding"),
     "FLOAT32_PRECISION": (("",), "products are computed as SOLVER.AMP.ENABLED says"),
     "VIS_PERIOD": ((0,), "nothing is drawn while training; `noisebox predict` draws"),
@@ -370,6 +398,6 @@ UNREAD = (
     *("SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.BIAS_LR_FACTOR", "SOLVER.WEIGHT_DECAY_", "SOLVER.BASE_LR_END"),
     *("SOLVER.NUM_DECAYS", "SOLVER.RESCALE_INTERVAL"),
     *("TEST.AUG.", "TEST.PRECISE_BN.", "TEST.KEYPOINT_OKS_SIGMAS", "INPUT.MASK_FORMAT"),
-    *("DATASETS.PROPOSAL_FILES_", "DATASETS.PRECOMPUTED_", "DATALOADER.REPEAT_"),
+    *("DATASETS.PROPOSAL_FILES_", "DATASETS.PRECOMPUTED_"),
     *("CUDNN_BENCHMARK", "GLOBAL."),
 )
