@@ -224,8 +224,11 @@ def test_a_configuration_for_lvis(configs: Path) -> None:
     power = "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER"
     assert read(path, power, "1.0").recipe.loss == {"federated": {**FEDERATED, "power": 1.0}}
     assert read(path, f"{OWN}USE_FED_LOSS", "False").recipe.loss == {}
-    plain = read(path, "DATALOADER.SAMPLER_TRAIN", "TrainingSampler", "DATALOADER.REPEAT_THRESHOLD", "0.0")
+    plain = read(path, "DATALOADER.SAMPLER_TRAIN", "TrainingSampler")
     assert "repeat_threshold" not in plain.scale.solver
+    assert plain.notes == [
+        f"{path}: DATALOADER.REPEAT_THRESHOLD is without effect, because DATALOADER.SAMPLER_TRAIN is TrainingSampler"
+    ]
 
 
 # The published experiments, as the recipes of params/recipes/ have them
@@ -334,8 +337,6 @@ def test_what_values_become(configs: Path, pairs: list[str], place: str, value: 
         ("", [f"{OWN}USE_FED_LOSS", "True", "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER", "-1.0"],
          "FED_LOSS_FREQ_WEIGHT_POWER: input should be greater than or equal to 0, not -1.0"),
         ("", [f"{OWN}USE_FOCAL", "False"], "USE_FOCAL must be True, not False: classes are told apart by focal loss"),
-        ("", ["DATALOADER.REPEAT_THRESHOLD", "0.001"],
-         "has no effect without DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler: set that too, or leave it"),
         ("", [*REPEATED, "DATALOADER.REPEAT_THRESHOLD", "1.5"],
          "DATALOADER.REPEAT_THRESHOLD: input should be less than or equal to 1, not 1.5"),
         ("", ["DATALOADER.REPEAT_SQRT", "False"], "REPEAT_SQRT must be True, not False: an image is repeated by"),

@@ -163,6 +163,10 @@ class _Translation:
         for source, names in self.unread.items():
             self.notes.append(f"{source}: without effect, because DiffusionDet does not look there: {', '.join(names)}")
         parts = self.placed()
+        threshold, sampler = "DATALOADER.REPEAT_THRESHOLD", "DATALOADER.SAMPLER_TRAIN"
+        if self.of(threshold) and "repeat_threshold" not in parts["scale"]["solver"]:
+            unheard = f"{threshold} is without effect, because {sampler} is {self.of(sampler)}"
+            self.notes.append(f"{self._source(threshold)}: {unheard}")
         run, name = parts["run"], re.sub(r"[^a-z0-9_]", "_", self.path.stem.lower())
         recipe, scale = parts["recipe"], parts["scale"]
         sized = scale["models"]["diffusiondet"]

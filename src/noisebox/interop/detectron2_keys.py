@@ -137,11 +137,7 @@ def _sampler(value: str, of: Of) -> Any:
 
 
 def _repeat_threshold(value: float, of: Of) -> Any:
-    if of("DATALOADER.SAMPLER_TRAIN") == SAMPLERS[1]:
-        return value
-    if value:
-        raise ValueError(f"has no effect without DATALOADER.SAMPLER_TRAIN {SAMPLERS[1]}: set that too, or leave it")
-    return NOTHING
+    return value if of("DATALOADER.SAMPLER_TRAIN") == SAMPLERS[1] else NOTHING
 
 
 def _federated(value: bool, of: Of) -> Any:
