@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, edit_yaml
+from own_process import processes
 from toy_detector import CLASSES, register, toy_ap, toy_batch, toy_batches, toy_config
 
 from noisebox import cli, graph
@@ -27,15 +27,6 @@ from noisebox.structures import Batch
 from noisebox.training.checkpoint import load_checkpoint
 from noisebox.training.folder import claimed
 from noisebox.training.loop import train
-
-# Processes of their own that start fast: forked from one that has imported torch and done nothing with it.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(
-    [
-        *("pytest", "noisebox.cli", "noisebox.training.loop", "noisebox.evaluation.protocol"),
-        *("noisebox.models.diffusiondet", "noisebox.models.detr"),
-    ]
-)
 
 DATA_HASH = "d" * 64
 CONFIG = {"eval_every": 6, "log_every": 5, "checkpoint_every": 4}

@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from own_process import processes
 from toy_detector import toy_batches
 from toy_search import RATES, ToyTask, make_toy_project, register_toy, rows, search_toy, write_search
 
@@ -32,12 +32,6 @@ SPACE = {
     "model.width": {"choice": [4, 6, 8]},
     "solver.weight_decay": {"uniform": [0.0, 0.5]},
 }
-
-# Processes of their own that start fast: forked from one that has imported torch and done nothing with it.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(
-    ["pytest", "noisebox.search.trials", "noisebox.search.adopt", "noisebox.report.searches", "scipy.stats"]
-)
 
 
 @pytest.fixture(autouse=True)

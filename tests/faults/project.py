@@ -17,15 +17,10 @@ from typing import Any
 import pandas as pd
 import yaml
 from conftest import ROOT, edit_yaml, small_experiment
+from own_process import processes
 
 from noisebox import cli
 from noisebox.training.checkpoint import load_checkpoint
-
-# Processes of their own that start fast: forked from one that has imported torch and done nothing with it.
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(
-    ["noisebox.cli", "noisebox.training.loop", "noisebox.models.diffusiondet", "noisebox.evaluation.boxes"]
-)
 
 SHORT_SEARCH = {
     "description": "a few rates",

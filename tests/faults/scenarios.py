@@ -12,6 +12,8 @@ from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+from own_process import processes
+
 from faults.project import (
     CHECKPOINT_EVERY,
     DEPTH,
@@ -22,7 +24,6 @@ from faults.project import (
     interrupt,
     kill,
     lost,
-    processes,
     saved,
     terminate,
 )
