@@ -14,7 +14,7 @@ demo: env
 	@echo "Read reports/summary.md"
 
 test: env
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: env
 	PYTHONPATH=tests python -m faults
