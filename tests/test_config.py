@@ -290,6 +290,9 @@ def test_unknown_names(params: Path) -> None:
     with pytest.raises(UserError, match="precision fp16 needs device cuda"):
         edit_yaml(params / "params/scales/test.yaml", precision="fp16")
         load_scale("test", params)
+    edit_yaml(params / "params/scales/test.yaml", device="cuda", families={"detr": {"device": "cpu"}})
+    with pytest.raises(UserError, match=r"scales/test.yaml: of family detr: precision fp16 needs device cuda"):
+        load_scale("test", params)
 
 
 def test_experiment_must_train_what_it_evaluates(params: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from noisebox import graph
 from noisebox.config.best import best_of, with_values
@@ -27,7 +28,7 @@ from noisebox.config.run import (
     lasting,
     solver_over,
 )
-from noisebox.config.section import check_overrides, check_section, merged, which_exist
+from noisebox.config.section import check_overrides, check_section, first_complaint, merged, which_exist
 from noisebox.errors import UserError, what_fits
 from noisebox.files import read_yaml
 
@@ -64,7 +65,7 @@ def load_scale(name: str, root: Path = Path()) -> ScaleConfig:
         _check_families({"": general}, scale, path, within)
         _check_families(other.get("families", {}), scale, path, f"{within}.families")
     for family in SECTIONS:
-        line, own = graph.line_of(family), scale.of(family).dataset
+        line, own = graph.line_of(family), _scale_of(scale, path, family).dataset
         if own != scale.dataset_of(line):
             raise UserError(
                 f"{path}: family {family} has dataset {own!r}, but the line {line} has {scale.dataset_of(line)!r}: "
@@ -73,6 +74,15 @@ def load_scale(name: str, root: Path = Path()) -> ScaleConfig:
     for lineage in scale.lengths:
         _named(lineage, path, "lengths", root)
     return scale
+
+
+def _scale_of(scale: ScaleConfig, path: Path, family: str, dataset: str | None = None) -> ScaleConfig:
+    """The scale as a family has it; raises UserError where keys that are fine each do not go together there."""
+    try:
+        return scale.of(family, dataset)
+    except ValidationError as error:
+        where, complaint = first_complaint(ScaleConfig, error, "")
+        raise UserError(f"{path}: of family {family}: {where}{': ' if where else ''}{complaint}") from None
 
 
 def _check_families(others: dict[str, Any], scale: ScaleConfig, path: Path, within: str) -> None:
@@ -113,7 +123,8 @@ def resolve(
     """
     lineage = _parsed(lineage)
     recipes = _recipes(lineage, root)
-    scale = load_scale(scale_name, root).of(recipes[-1].family, _dataset(_nested(overrides or {}), root))
+    whole, scale_path = load_scale(scale_name, root), root / graph.scale_file(scale_name)
+    scale = _scale_of(whole, scale_path, recipes[-1].family, _dataset(_nested(overrides or {}), root))
     if not smoke:
         recipes = [_at_its_best(recipe, root) for recipe in recipes]
         teacher_of(lineage, seed, root)
