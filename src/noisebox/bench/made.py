@@ -50,6 +50,7 @@ def _sections(settings: BenchSettings) -> dict[str, Any]:
     model = DiffusionDetConfig(
         backbone=settings.backbone,
         pretrained=settings.backbone != "slim",  # the network that takes pretrained weights; none are fetched
+        freeze_at=settings.freeze_at,
         hidden_dim=settings.hidden,
         dim_dynamic=settings.dim_dynamic,
         num_heads=settings.heads,

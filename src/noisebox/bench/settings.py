@@ -10,8 +10,9 @@ MOST_CROPS = 6  # that `crops` knows places for
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """Sizes in pixels; `depth` of a ResNet or the name of a backbone. With `crops`, training and looking twice are
-    YOLC's, at so many crops an image, on a canvas of `crop_canvas` times the image's sides; all else is DiffusionDet's.
+    """Sizes in pixels; `depth` of a ResNet or the name of a backbone, whose first stages `freeze_at` leaves untrained.
+    With `crops`, training and looking twice are YOLC's, at so many crops an image, on a canvas of `crop_canvas` times
+    the image's sides; all else is DiffusionDet's.
 
     `repeats` is how often everything but a training iteration is timed. Of loader, depth, report and counting, `items`
     is how many images, frames, runs and images there are, by default each part's own number; `stored` is the height and
@@ -19,6 +20,7 @@ class BenchSettings:
     """
 
     depth: str = "18"
+    freeze_at: int = 0
     hidden: int = 256
     dim_dynamic: int = 64
     heads: int = 6

@@ -20,6 +20,7 @@ def bench(
         ),
     ] = None,
     depth: Annotated[str, typer.Option(help="Backbone: 18, 50 (ResNet), or any backbone name.")] = "18",
+    freeze_at: Annotated[int, typer.Option(help="model.freeze_at; Detectron2's default is 2.", min=0, max=5)] = 0,
     hidden: Annotated[int, typer.Option(help="Channels of pyramid and head.", min=8)] = 256,
     dim_dynamic: Annotated[int, typer.Option(help="Channels of the dynamic convolution.", min=1)] = 64,
     heads: Annotated[int, typer.Option(help="Stages of the head.", min=1)] = 6,
@@ -87,9 +88,9 @@ def bench(
     numbers = tuple(int(word) for word in more or [] if word.isdecimal())
     words = [parts, *(word for word in more or [] if not word.isdecimal())] if parts else more or []
     settings = BenchSettings(
-        depth=depth, hidden=hidden, dim_dynamic=dim_dynamic, heads=heads, feedforward=feedforward, proposals=proposals,
-        classes=classes, size=size, batch=batch, boxes=boxes, seeds=seeds, images=images, train_iters=train_iters,
-        repeats=repeats, items=items, stored=stored, workers=workers,
+        depth=depth, freeze_at=freeze_at, hidden=hidden, dim_dynamic=dim_dynamic, heads=heads, feedforward=feedforward,
+        proposals=proposals, classes=classes, size=size, batch=batch, boxes=boxes, seeds=seeds, images=images,
+        train_iters=train_iters, repeats=repeats, items=items, stored=stored, workers=workers,
         steps=(steps, *numbers) if steps is not None and crops is None else (1, 5, 20),
         crops=(crops, *numbers) if crops is not None else (), crop_canvas=crop_canvas,
         threads=threads, device=device, precision="bf16" if amp else precision, compile=compile,
