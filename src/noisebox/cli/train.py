@@ -139,11 +139,12 @@ def train(
     def resolved() -> RunConfig:
         return resolve(lineage, seed, scale or load_experiment().scale, overrides=overrides)
 
-    def prepare() -> None:
+    def prepare(config: RunConfig) -> None:
         if tried:
-            prepare_try(resolved())
+            prepare_try(config)
 
-    with shared(1 if profile else processes, scale, prepare), logged("try" if tried else "train", lineage, which):
+    wanted = 1 if profile else processes
+    with shared(wanted, scale, lambda: prepare(resolved())), logged("try" if tried else "train", lineage, which):
         config = resolved()
         if tried or output_dir:
             said = ", ".join(f"{key} {value}" for key, value in overrides.items())
@@ -153,7 +154,7 @@ def train(
             start = checkpoint_of(parent.name, seed, scale, dataset)
         mentor = teacher_of(lineage, seed, place=partial(graph.checkpoint, scale=scale, dataset=dataset))
         teacher = Path(mentor) if mentor else None
-        in_turn(prepare)
+        in_turn(lambda: prepare(config))
         task = in_turn(lambda: open_task(config))
         if config.solver.batch_size == AUTO:
             from noisebox.training.batch_size import with_largest_batch
