@@ -130,12 +130,14 @@ FAMILY_CODE: dict[str, tuple[str, ...]] = {
         "src/noisebox/config/diffusiondet.py",
         *_DIFFUSION,
         "src/noisebox/models/backbone.py",
+        "src/noisebox/models/giou.py",
         "src/noisebox/models/diffusiondet",
     ),
     "detr": (
         *_DETECTION,
         "src/noisebox/config/detr.py",
         "src/noisebox/models/backbone.py",
+        "src/noisebox/models/giou.py",
         "src/noisebox/models/detr",
     ),
     "yolc": (

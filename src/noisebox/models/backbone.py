@@ -119,7 +119,13 @@ class Backbone(FeatureMaps):
         """Four maps (B, hidden_dim, ceil(H / stride), ceil(W / stride)); images and sizes as for `FeatureMaps`."""
         features = super().forward(images, sizes_hw)
         levels = OrderedDict((f"p{index}", level) for index, level in enumerate(features, start=2))
-        return tuple(self.pyramid(levels).values())
+        return tuple(self._top_down(levels).values())
+
+    # Compiled, its enlarged maps would get their gradients by sums of scattered parts, which takes a GPU far longer.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _top_down(self, levels: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
+        found: OrderedDict[str, Tensor] = self.pyramid(levels)
+        return found
 
 
 def _create(name: str, pretrained: bool, count: int) -> Any:

@@ -10,9 +10,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
+from torchvision.ops import box_convert, generalized_box_iou
 
 from noisebox.config.detr import DetrLossConfig
+from noisebox.models.giou import giou_loss
 from noisebox.processes import norm
 from noisebox.structures import Targets
 
@@ -75,7 +76,7 @@ def set_prediction_loss(output: Output, objects: Objects, config: DetrLossConfig
     classes = weight * F.cross_entropy(logits.movedim(-1, 1), labels, reduction="none")
     found, goals = boxes[layer, matches.image, matches.query], objects.boxes[matches.object]
     l1 = (found - goals).abs().sum(-1)
-    giou = generalized_box_iou_loss(box_convert(found, "cxcywh", "xyxy"), box_convert(goals, "cxcywh", "xyxy"))
+    giou = giou_loss(box_convert(found, "cxcywh", "xyxy"), box_convert(goals, "cxcywh", "xyxy"))
     count = norm(logits.new_tensor(len(objects.labels)))
     terms = {
         "loss_ce": config.class_weight * classes.sum((1, 2)) / norm(weight.sum((1, 2)), 0),

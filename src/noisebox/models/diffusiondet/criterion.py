@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss
 
 from noisebox.config.diffusiondet import LossConfig
 from noisebox.models.diffusiondet.head import HeadOutput
 from noisebox.models.diffusiondet.matcher import Matches, PaddedTargets, match, pairwise_iou
+from noisebox.models.giou import giou_loss
 from noisebox.processes import norm
 
 # Attention below this costs no more: a sparse graph has edges that are exactly zero.
@@ -43,7 +44,7 @@ def set_prediction_loss(
     if config.federated:
         classes = classes * targets.counted[:, None]
     l1 = (boxes - goals).abs() / image_whwh[:, None]
-    giou = generalized_box_iou_loss(boxes, goals) * matched
+    giou = giou_loss(boxes, goals) * matched
     if config.box_loss_iou_weight_power > 0:
         weight = _own_iou(boxes, goals) ** config.box_loss_iou_weight_power
         l1, giou = l1 * weight[..., None], giou * weight

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss
 
 from noisebox.config import Sampling
 from noisebox.config.diffusiondet import DistillConfig, LossConfig, SamplerConfig
 from noisebox.diffusion.sampler import BoxSampler, Prediction, RowKey
 from noisebox.errors import UserError
 from noisebox.models.diffusiondet.head import HeadOutput, box_monitors
+from noisebox.models.giou import giou_loss
 from noisebox.processes import norm
 from noisebox.randomness import seed_of
 from noisebox.structures import Batch
@@ -127,7 +127,7 @@ def imitation(
     total = norm(certainty.sum())
     l1 = ((boxes - goals).abs() / image_whwh[:, None]).sum(-1)
     # A goal without an area overlaps nothing, not even itself.
-    giou = generalized_box_iou_loss(boxes, goals) * (goals[..., 2:] > goals[..., :2]).all(-1)
+    giou = giou_loss(boxes, goals) * (goals[..., 2:] > goals[..., :2]).all(-1)
     box = (certainty * (loss.l1_weight * l1 + loss.giou_weight * giou)).sum() / total
     target = theirs.sigmoid()
     positive = target * (F.logsigmoid(theirs) - F.logsigmoid(logits))
