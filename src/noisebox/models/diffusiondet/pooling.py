@@ -8,6 +8,7 @@ one RoIAlign kernel a level, backward above all.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 STRIDES = (4, 8, 16, 32)
 LEVEL_EDGES = (112, 224, 448)
+HAS_TRITON = find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ def pool_regions(
     column, column_weight = _samples(start[:, 0], extent[:, 0], width, resolution, sampling_ratio)
     row, row_weight = _samples(start[:, 1], extent[:, 1], height, resolution, sampling_ratio)
     row = (first + image * height * width)[:, None, None] + row * width[:, None, None]
+    if pyramid.table.is_cuda and HAS_TRITON and not row_weight.requires_grad:
+        from noisebox.models.diffusiondet.region_kernel import region_sums  # slow to import, and of no use elsewhere
+
+        sums: Tensor = region_sums(pyramid.table, row, row_weight, column, column_weight)
+        return sums.view(-1, resolution**2, sums.shape[-1])
     # (R, bins down, bins across, samples down, samples across), then one bag of samples for each bin.
     index = row[:, :, None, :, None] + column[:, None, :, None, :]
     weight = (row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]).to(pyramid.table.dtype)
