@@ -173,7 +173,7 @@ def test_detections_do_not_depend_on_batch_order_or_seeds_sampled_together(way, 
     with torch.no_grad():
         together = model.detect(model.encode(batch), batch, [0, 1], sampling)
         for size in (1, 4):
-            monkeypatch.setattr(detector_module, "PROPOSALS_PER_PASS", size * SMALL["num_proposals"])
+            monkeypatch.setitem(detector_module.PROPOSALS_PER_PASS, "cpu", size * SMALL["num_proposals"])
             order = ids[::-1] if size == 4 else ids[:4]
             for start in range(0, len(order), size):
                 part = make_batch(order[start : start + size])

@@ -17,12 +17,14 @@ from noisebox.models.diffusiondet.distillation import check_teacher, consistency
 from noisebox.models.diffusiondet.head import DynamicHead, HeadOutput, box_monitors
 from noisebox.models.diffusiondet.matcher import PaddedTargets
 from noisebox.models.diffusiondet.pooling import Pyramid
+from noisebox.models.diffusiondet.replay import ReplayedHead
 from noisebox.randomness import KeyedRows, torch_generator
 from noisebox.structures import Batch, Detections, Targets
 
 # Bounds the memory of one pass of the head in evaluation: about 0.25 MB a proposal at the published width, and some
-# ten times that with guidance, whose gradient needs what all stages computed.
-PROPOSALS_PER_PASS = 8192
+# ten times that with guidance, whose gradient needs what all stages computed. On a GPU, with fewer at once the host
+# would take longer to launch the passes than the GPU to run them.
+PROPOSALS_PER_PASS = {"cpu": 8192, "cuda": 20_480}
 GUIDED_PROPOSALS_PER_PASS = 1024
 
 WHOLE_IMAGE_CXCYWH = (0.5, 0.5, 1.0, 1.0)
@@ -46,6 +48,7 @@ class DiffusionDet(Detector):
         )
         self.backbone.freeze(config.freeze_at)
         self.head = DynamicHead(config, num_classes)
+        self._replayed = ReplayedHead(self.head)
         self.sampler = box_sampler(config, num_classes)
         self.diffusion, self.labels = self.sampler.diffusion, self.sampler.labels
 
@@ -150,7 +153,8 @@ class DiffusionDet(Detector):
         self, encoded: Pyramid, batch: Batch, eval_seeds: Sequence[int], sampling: Sampling
     ) -> list[list[Detections]]:
         rows = [(seed, image) for seed in eval_seeds for image in range(len(batch))]
-        proposals = GUIDED_PROPOSALS_PER_PASS if sampling.guidance.scale > 0 else PROPOSALS_PER_PASS
+        unguided = PROPOSALS_PER_PASS[batch.images.device.type]
+        proposals = GUIDED_PROPOSALS_PER_PASS if sampling.guidance.scale > 0 else unguided
         at_once = max(1, proposals // self.config.num_proposals)
         found: list[Detections] = []
         for start in range(0, len(rows), at_once):
@@ -164,7 +168,8 @@ class DiffusionDet(Detector):
         images = torch.tensor([image for _, image in rows], device=batch.images.device)
         keys = [RowKey(seed, batch.image_ids[image]) for seed, image in rows]
         image_whwh = batch.image_whwh[images]
-        sampled = self.sampler.sample(self.denoiser(pyramid, images, image_whwh), keys, image_whwh, sampling)
+        denoise = self.denoiser(pyramid, images, image_whwh, head=self._replayed)
+        sampled = self.sampler.sample(denoise, keys, image_whwh, sampling)
         return restored(sampled, image_whwh, batch.original_whwh[images])
 
     def denoiser(
@@ -173,11 +178,13 @@ class DiffusionDet(Detector):
         image_index: Tensor,
         image_whwh: Tensor,
         listen: Callable[[HeadOutput], None] = lambda _: None,
+        head: Callable[..., HeadOutput] | None = None,
     ) -> Denoise:
-        """The head's last stage as the sampler's denoiser, for rows of these images; `listen` hears all stages."""
+        """The head's last stage as the sampler's denoiser, for rows of these images; `listen` hears all stages. `head`
+        is another way to the same head."""
 
         def denoise(boxes_xyxy: Tensor, t: Tensor, labels: Tensor | None) -> Prediction:
-            said: HeadOutput = self.head(pyramid, boxes_xyxy, t, image_index, image_whwh, labels)
+            said: HeadOutput = (head or self.head)(pyramid, boxes_xyxy, t, image_index, image_whwh, labels)
             listen(said)
             quality = None if said.quality is None else said.quality[-1]
             return Prediction(said.logits[-1], said.boxes_xyxy[-1], quality)
