@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from noisebox.config import Sampling
 from noisebox.errors import UserError
+from noisebox.processes import rows_of_all
 from noisebox.randomness import isolated
 from noisebox.structures import Batch, BevBatch, Detections
 
@@ -27,6 +29,13 @@ NO_CROPS = "crops need a detector that finds where objects crowd, of family yolc
 
 # Monitors that a detector of boxes offers: how large, in pixels, the boxes are that it predicts in training.
 BOX_MONITORS = ("median_box_width", "median_box_height")
+
+
+def size_monitors(sizes_wh: Tensor) -> dict[str, Tensor]:
+    """BOX_MONITORS: the medians of sizes (M, 2) in pixels, of the boxes of all processes; nan where there are none."""
+    ordered = rows_of_all(sizes_wh.detach()).sort(0).values  # PyTorch does not promise the same median twice on GPUs
+    medians = ordered[(len(ordered) - 1) // 2] if len(ordered) else ordered.new_full((2,), torch.nan)
+    return dict(zip(BOX_MONITORS, medians, strict=True))
 
 
 class Model(nn.Module, ABC):

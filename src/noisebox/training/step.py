@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
+from torch.backends import cuda
 
 from noisebox import processes
 from noisebox.config import RunConfig
@@ -136,6 +137,9 @@ def _accelerator(config: RunConfig) -> Accelerator:
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Nothing here reads memory before it is written, and filling it all takes a tenth of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        # The fused kernels of attention add up gradients in whatever order they come, unless warnings were errors.
+        for allow in (cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp):
+            allow(False)
     # Accelerate keeps its settings for the whole process; another training in it may have had others.
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = {"fp32": "no"}.get(config.precision, config.precision)

@@ -12,10 +12,9 @@ from transformers import DetrForObjectDetection, ResNetConfig
 from noisebox.config import Sampling
 from noisebox.config.detr import DetrConfig, DetrLossConfig
 from noisebox.errors import UserError
-from noisebox.models import BOX_MONITORS, Detector
+from noisebox.models import Detector, size_monitors
 from noisebox.models.backbone import STRIDES, FeatureMaps
 from noisebox.models.detr.criterion import Objects, Output, set_prediction_loss
-from noisebox.processes import rows_of_all
 from noisebox.structures import Batch, Detections
 
 # The library builds its backbone with the rest; the smallest there is makes room for ours.
@@ -67,8 +66,8 @@ class Detr(Detector):
         """As the interface says; `seed` and `step` change nothing."""
         output, image_whwh = self.encode(batch), batch.image_whwh
         terms = set_prediction_loss(output, Objects.of(batch.targets, image_whwh), self.loss)
-        sizes = output.boxes[-1, ..., 2:].detach() * image_whwh[:, None, :2]
-        return {**terms, **dict(zip(BOX_MONITORS, rows_of_all(sizes.flatten(0, 1)).median(0).values, strict=True))}
+        sizes = output.boxes[-1, ..., 2:] * image_whwh[:, None, :2]
+        return {**terms, **size_monitors(sizes.flatten(0, 1))}
 
     def check_sampling(self, sampling: Sampling) -> None:
         super().check_sampling(sampling)

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from noisebox.config.diffusiondet import DiffusionDetConfig
-from noisebox.models import BOX_MONITORS
+from noisebox.models import size_monitors
 from noisebox.models.diffusiondet.attention import attend
 from noisebox.models.diffusiondet.geometry import GeometryBias, GeometryFeatures
 from noisebox.models.diffusiondet.pooling import Pyramid, pool_regions
-from noisebox.processes import rows_of_all
 
 DELTA_WEIGHTS = (2.0, 2.0, 1.0, 1.0)
 MAX_LOG_GROWTH = math.log(100_000 / 16)
@@ -37,8 +36,8 @@ class HeadOutput(NamedTuple):
 def box_monitors(output: HeadOutput) -> dict[str, Tensor]:
     """Median width and height in pixels of the last stage's boxes, of all processes: near 0 where they have collapsed
     to points."""
-    boxes = output.boxes_xyxy[-1].detach().flatten(0, 1)
-    return dict(zip(BOX_MONITORS, rows_of_all(boxes[:, 2:] - boxes[:, :2]).median(0).values, strict=True))
+    boxes = output.boxes_xyxy[-1].flatten(0, 1)
+    return size_monitors(boxes[:, 2:] - boxes[:, :2])
 
 
 class Conditions(NamedTuple):

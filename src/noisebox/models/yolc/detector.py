@@ -10,7 +10,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from noisebox.config import Sampling, Section
 from noisebox.config.yolc import YolcConfig, YolcDistillConfig, YolcLossConfig
 from noisebox.errors import UserError
-from noisebox.models import BOX_MONITORS, Detector
+from noisebox.models import Detector, size_monitors
 from noisebox.models.yolc.crops import Crops, cut
 from noisebox.models.yolc.decode import cells_of
 from noisebox.models.yolc.distillation import check_teacher, distillation_terms
@@ -18,7 +18,6 @@ from noisebox.models.yolc.heatmap import heatmap_targets, peaks
 from noisebox.models.yolc.losses import supervised_terms
 from noisebox.models.yolc.lsm import crowded_regions
 from noisebox.models.yolc.network import Network, Output
-from noisebox.processes import rows_of_all
 from noisebox.randomness import torch_generator
 from noisebox.structures import Batch, Detections, Targets
 
@@ -76,7 +75,10 @@ class Yolc(Detector):
                 heatmap = self._heatmap_targets(targets, closer)
                 terms, _ = supervised_terms(self.network, closer, targets, heatmap, self.loss)
                 sums = {name: sums[name] + term.sum() for name, term in terms.items()}
-        return {**{name: term / len(batch) for name, term in sums.items()}, **_box_monitors(boxes_xyxy)}
+        return {
+            **{name: term / len(batch) for name, term in sums.items()},
+            **size_monitors(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]),
+        }
 
     def _heatmap_targets(self, targets: Sequence[Targets], output: Output) -> Tensor:
         height, width = output.heatmap.shape[-2:]
@@ -170,13 +172,6 @@ def _drawn(regions: Tensor, share: float, seed: int, step: int, image_id: int) -
     generator = torch_generator(seed, "training crop", step, image_id)
     order = torch.randperm(len(regions), generator=generator)
     return regions[order[: int(torch.rand((), generator=generator) < share)]]
-
-
-def _box_monitors(boxes_xyxy: Tensor) -> dict[str, Tensor]:
-    """Median width and height of boxes (G, 4) of all processes in pixels, nan where there are none."""
-    sizes = rows_of_all(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2])
-    medians = sizes.median(0).values if len(sizes) else sizes.new_full((2,), torch.nan)
-    return dict(zip(BOX_MONITORS, medians, strict=True))
 
 
 def _restore(found: Detections, size_hw: Tensor, original_hw: Tensor) -> Detections:
