@@ -28,4 +28,4 @@ def growth_plot(table: pd.DataFrame, path: Path) -> None:
             panel.set(xscale="log", yscale="log", xlabel=f"{name} (log scale)", ylabel="seconds (log scale)")
             for axis in (panel.xaxis, panel.yaxis):
                 log_ticks(axis)
-            panel.legend(loc="upper left", fontsize=SMALL)
+            panel.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=SMALL)  # beside the curves, wherever they go
