@@ -44,6 +44,7 @@ def test_mistakes_are_one_sentence_and_exit_2(project: Path) -> None:
         ("evaluate", "baseline"): "noisebox train baseline --seed 0",
         ("report",): "noisebox evaluate baseline --seed 0",
         ("bench", "--precision", "fp16"): "fp16",
+        ("data", "arial"): "'arial' is no line of research; did you mean 'aerial'?",
     }.items():
         done = run(project, "noisebox", *command, check=False)
         assert done.returncode == 2, (command, done.stderr)

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from noisebox import graph
 from noisebox.config.families import sections_of
 from noisebox.config.section import AboveZero, Count, Fraction, NotNegative, Positive, Section, merged
+from noisebox.errors import UserError, what_fits
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DURATIONS = ("max_iter", "epochs")  # keys of a solver, of which one holds
@@ -199,7 +200,13 @@ class ScaleConfig(Section):
         return self
 
     def dataset_of(self, line: str) -> str:
-        """The name of the dataset of a line of research: that of its families."""
+        """The name of the dataset of a line of research: that of its families.
+
+        Raises UserError for a line that there is none of.
+        """
+        if line not in graph.SECTIONS.values():
+            lines = list(dict.fromkeys(graph.SECTIONS.values()))
+            raise UserError(f"{line!r} is no line of research; {what_fits(line, lines, 'there are')}")
         families = [family for family in graph.SECTION_OF if graph.line_of(family) == line]
         return self.of(families[0]).dataset
 
