@@ -3,9 +3,10 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import embedding_bag
 from torchvision.ops import roi_align
 
-from noisebox.models.diffusiondet.pooling import STRIDES, Pyramid, pool_regions
+from noisebox.models.diffusiondet.pooling import STRIDES, Pyramid, WeightedSums, pool_regions
 
 
 def features_of(images, height, width, generator):
@@ -62,3 +63,17 @@ def test_a_box_that_is_not_finite_harms_nobody():
     pooled = pool_regions(pyramid, torch.cat((good[None], bad))[None], torch.tensor([0]), 7, 2)
     assert torch.isfinite(pooled).all()
     assert torch.equal(pooled[:1], pool_regions(pyramid, good[None, None], torch.tensor([0]), 7, 2))
+
+
+@given(seed=st.integers(0, 10_000), sums=st.integers(1, 30), samples=st.integers(1, 9), positions=st.integers(1, 12))
+def test_the_gradient_is_that_of_bags(seed, sums, samples, positions):
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(positions, 5, generator=generator).requires_grad_()
+    index = torch.randint(0, positions, (sums, samples), generator=generator)
+    weight = torch.randn(sums, samples, generator=generator)
+    towards = torch.randn(5, generator=generator).expand(sums, 5)  # not contiguous, as that of a mean is
+    ours = WeightedSums.apply(table, index, weight)
+    theirs = embedding_bag(index, table, per_sample_weights=weight, mode="sum")
+    assert torch.equal(ours, theirs)
+    gradients = [torch.autograd.grad(result, table, towards)[0] for result in (ours, theirs)]
+    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-5)
