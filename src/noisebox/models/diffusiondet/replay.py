@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from noisebox.models.diffusiondet.head import DynamicHead, HeadOutput
 from noisebox.models.diffusiondet.pooling import Pyramid
 
-MOST_PROPOSALS = 4096  # with more in a pass it is the GPU that takes longer, and a graph keeps the memory of its pass
-MOST_GRAPHS = 8
+MOST_PROPOSALS = 4096  # with more in a pass it is the GPU that takes longer
+MOST_GRAPHS = 4  # each keeps the memory of its pass
 
 
 class Recording(NamedTuple):
