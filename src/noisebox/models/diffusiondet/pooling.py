@@ -3,7 +3,8 @@
 A bilinear sample is a weighted sum of four feature vectors, so a bin of a region is a weighted sum of a fixed number of
 rows of one table that holds every position of every level and image. That is one `embedding_bag` for all boxes, levels
 and images: shapes do not depend on the boxes, nothing waits for the device, and on CPUs it is several times faster than
-one RoIAlign kernel a level, backward above all.
+one RoIAlign kernel a level, backward above all. GPUs take a kernel of ours (region_kernel.py), unless the boxes, too,
+have a gradient.
 """
 
 from collections.abc import Sequence
