@@ -24,9 +24,10 @@ def region_sums(table: Tensor, rows: Tensor, row_weights: Tensor, columns: Tenso
     regions, bins, samples = rows.shape
     channels = table.shape[1]
     sums = table.new_empty(regions * bins**2, channels)
+    given = [part.contiguous() for part in (table, rows, row_weights, columns, column_weights)]
     _sum_samples[(regions, bins)](
-        *(table, rows, row_weights, columns, column_weights, sums, channels),
-        *(bins, samples, triton.next_power_of_2(bins), triton.next_power_of_2(channels)),
+        *(*given, sums, channels, bins, samples),
+        *(triton.next_power_of_2(bins), triton.next_power_of_2(channels)),
     )
     return sums
 
@@ -47,7 +48,7 @@ def table_gradient(
     bounds = torch.searchsorted(sorted_position, every)
     total = gradient.new_empty(positions, channels)
     _sum_gradients[(positions,)](
-        *(gradient.contiguous(), order, bounds, row_weights, column_weights, total, channels),
+        *(gradient.contiguous(), order, bounds, row_weights.contiguous(), column_weights.contiguous(), total, channels),
         *(bins, samples, SAMPLES_AT_ONCE, triton.next_power_of_2(channels)),
         num_warps=1,  # which has a channel's sum in the registers of one thread
     )
