@@ -76,7 +76,9 @@ def test_a_gpu_pools_what_a_cpu_pools_and_the_same_bytes_again(dtype):
 
     def pooled(device):
         given = [feature.to(device).requires_grad_() for feature in features]
-        regions = pool_regions(Pyramid.of(given), boxes.to(device), image_index.to(device), 7, 2)
+        pyramid = Pyramid.of(given)
+        assert pyramid.kernel is (device == "cuda")
+        regions = pool_regions(pyramid, boxes.to(device), image_index.to(device), 7, 2)
         gradients = torch.autograd.grad(regions, given, weight.to(device, regions.dtype))
         return [part.float().cpu() for part in (regions, *gradients)]
 

@@ -1,12 +1,14 @@
 """The pyramid pooling against torchvision's RoIAlign, level by level, forward and backward."""
 
+import sys
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import embedding_bag
 from torchvision.ops import roi_align
 
-from noisebox.models.diffusiondet.pooling import STRIDES, Pyramid, WeightedSums, pool_regions
+from noisebox.models.diffusiondet.pooling import STRIDES, Pyramid, WeightedSums, kernel_runs, pool_regions
 
 
 def features_of(images, height, width, generator):
@@ -52,6 +54,14 @@ def test_equals_roi_align_on_the_level_of_each_box(seed, height, width, resoluti
         strict=True,
     ):
         assert torch.allclose(mine, torch.zeros_like(mine) if reference is None else reference, atol=2e-3)
+
+
+def test_where_the_kernel_cannot_be_made_the_reason_is_told(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "noisebox.models.diffusiondet.region_kernel", None)  # as without Triton
+    assert kernel_runs.__wrapped__() is False
+    [message] = caplog.messages
+    assert "RoIAlign without our kernel" in message
+    assert "region_kernel" in message
 
 
 def test_a_box_that_is_not_finite_harms_nobody():

@@ -7,9 +7,10 @@ one RoIAlign kernel a level, backward above all. GPUs take a kernel of ours (reg
 have a gradient.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,13 +19,14 @@ from torch.nn import functional as F
 
 STRIDES = (4, 8, 16, 32)
 LEVEL_EDGES = (112, 224, 448)
-HAS_TRITON = find_spec("triton") is not None
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Pyramid:
     """Feature maps p2 to p5 of B images: `table` (positions, C), ordered by level, image, row, column, and `levels`
-    (4, 4) int64, a row (first position, height, width, stride) for each level.
+    (4, 4) int64, a row (first position, height, width, stride) for each level. `kernel`: our own may read it.
 
     The table is float32 on CPUs. On GPUs it has the precision of the features: there a bag is summed in float32
     whatever its rows are, and what is read of them decides the time.
@@ -32,6 +34,7 @@ class Pyramid:
 
     table: Tensor
     levels: Tensor
+    kernel: bool = False
 
     @classmethod
     def of(cls, features: Sequence[Tensor]) -> "Pyramid":
@@ -44,7 +47,22 @@ class Pyramid:
         table = torch.cat([feature.permute(0, 2, 3, 1).flatten(0, 2) for feature in features])
         first, sizes = torch.tensor(levels, device=table.device).tensor_split([1], dim=1)
         levels_of_all = torch.cat((first * features[0].shape[0], sizes), dim=1)
-        return cls(table if table.is_cuda else table.float(), levels_of_all)
+        return cls(table if table.is_cuda else table.float(), levels_of_all, table.is_cuda and kernel_runs())
+
+
+@cache
+def kernel_runs() -> bool:
+    """Whether Triton can make our kernel for this process's GPU; where it cannot, the reason is logged."""
+    try:
+        from noisebox.models.diffusiondet.region_kernel import region_sums  # slow to import, and of no use without GPU
+
+        one = torch.ones(1, 1, 1, device="cuda")
+        region_sums(one[0], one.long() - 1, one, one.long() - 1, one)
+    except Exception as error:  # it fails in many ways: without a C compiler, Python's headers, or itself
+        reason = " ".join(str(error).split())[:200]
+        log.warning("RoIAlign without our kernel, which Triton cannot make here (%s): it takes longer", reason)
+        return False
+    return True
 
 
 def pool_regions(
@@ -67,8 +85,8 @@ def pool_regions(
     column, column_weight = _samples(start[:, 0], extent[:, 0], width, resolution, sampling_ratio)
     row, row_weight = _samples(start[:, 1], extent[:, 1], height, resolution, sampling_ratio)
     row = (first + image * height * width)[:, None, None] + row * width[:, None, None]
-    if pyramid.table.is_cuda and HAS_TRITON and not row_weight.requires_grad:
-        from noisebox.models.diffusiondet.region_kernel import region_sums  # slow to import, and of no use elsewhere
+    if pyramid.kernel and not row_weight.requires_grad:
+        from noisebox.models.diffusiondet.region_kernel import region_sums
 
         sums: Tensor = region_sums(pyramid.table, row, row_weight, column, column_weight)
         return sums.view(-1, resolution**2, sums.shape[-1])
