@@ -1,4 +1,4 @@
-"""The kernels of RoIAlign: on a GPU where there is one, else as Triton interprets them."""
+"""The kernels of RoIAlign: on a GPU where there is one, else as Triton interprets them; and that they compile."""
 
 import os
 import subprocess
@@ -20,3 +20,25 @@ def test_every_case() -> None:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout
+
+
+@pytest.mark.parametrize("channels", [1, 256])
+@pytest.mark.parametrize("rows", ["fp32", "bf16", "fp16"])
+def test_they_compile_for_a_gpu_without_one(rows: str, channels: int) -> None:
+    """For a Hopper GPU, of compute capability 9.0; 1 channel is what pooling tries first."""
+    pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from noisebox.models.diffusiondet import region_kernel
+
+    sums = ([f"*{rows}", "*i64", "*fp32", "*i64", "*fp32", f"*{rows}", "i32"], [7, 4, 8, channels])
+    gradients = ([f"*{rows}", "*i64", "*i64", "*fp32", "*fp32", f"*{rows}", "i32"], [7, 4, 8, channels])
+    for kernel, (types, constants) in {
+        region_kernel._sum_samples: sums,
+        region_kernel._sum_gradients: gradients,
+    }.items():
+        constant = dict(zip(kernel.arg_names[len(types) :], constants, strict=True))
+        signature = dict(zip(kernel.arg_names, types, strict=False)) | dict.fromkeys(constant, "constexpr")
+        made = compile(ASTSource(fn=kernel, signature=signature, constexprs=constant), target=GPUTarget("cuda", 90, 32))
+        assert made.asm["cubin"]
