@@ -8,7 +8,7 @@ from torchvision.ops import sigmoid_focal_loss
 from noisebox.config.diffusiondet import LossConfig
 from noisebox.models.diffusiondet.head import HeadOutput
 from noisebox.models.diffusiondet.matcher import Matches, PaddedTargets, match, pairwise_iou
-from noisebox.models.giou import giou_loss
+from noisebox.models.giou import giou_loss, iou_and_gap
 from noisebox.processes import norm
 
 # Attention below this costs no more: a sparse graph has edges that are exactly zero.
@@ -95,8 +95,7 @@ def _graph_loss(attention: Tensor, matches: Matches) -> Tensor:
 @torch.no_grad()
 def _own_iou(boxes_xyxy: Tensor, goals_xyxy: Tensor) -> Tensor:
     """The IoU (...) of each of `boxes_xyxy` (..., 4) with its own of `goals_xyxy` (..., 4), without gradient."""
-    iou, _ = pairwise_iou(boxes_xyxy[..., None, :], goals_xyxy[..., None, :])
-    return iou[..., 0, 0]
+    return iou_and_gap(boxes_xyxy, goals_xyxy)[0]
 
 
 def _last_stage(output: HeadOutput) -> HeadOutput:

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_convert
 
 from noisebox.config.diffusiondet import LossConfig
+from noisebox.models.giou import iou_and_gap
 from noisebox.structures import Targets
 
 CENTRE_RADIUS = 2.5
@@ -137,9 +138,5 @@ def pairwise_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> tuple[Tensor, Tenso
 
     At least one box of a pair must have an area.
     """
-    a, b = boxes_xyxy[..., :, None, :], others_xyxy[..., None, :, :]
-    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - overlap
-    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
-    iou = overlap / union
-    return iou, iou - (hull - union) / hull
+    iou, gap = iou_and_gap(boxes_xyxy[..., :, None, :], others_xyxy[..., None, :, :])
+    return iou, iou - gap
