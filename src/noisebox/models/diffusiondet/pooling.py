@@ -128,10 +128,20 @@ class WeightedSums(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """From that of the sums (M, C) that of the table."""
         index, weight = ctx.saved_tensors
-        position, order = index.flatten().int().sort(stable=True)
-        starts = torch.searchsorted(position, torch.arange(ctx.positions, dtype=torch.int32, device=index.device))
+        order, bounds = by_position(index.flatten(), ctx.positions)
         bags, weights = order // index.shape[1], weight.flatten()[order]
-        return F.embedding_bag(bags, gradient.contiguous(), starts, per_sample_weights=weights, mode="sum"), None, None
+        total = F.embedding_bag(
+            bags, gradient.contiguous(), bounds, per_sample_weights=weights, mode="sum", include_last_offset=True
+        )
+        return total, None, None
+
+
+def by_position(position: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+    """How samples are ordered by their `position` (M,), those of one as they come: the order (M,) and where in it those
+    of each of `positions` begin and end, (positions + 1,). A sample beyond all positions comes last."""
+    ordered, order = position.int().sort(stable=True)
+    every = torch.arange(positions + 1, dtype=torch.int32, device=position.device)
+    return order, torch.searchsorted(ordered, every)
 
 
 def _samples(start: Tensor, extent: Tensor, size: Tensor, bins: int, ratio: int) -> tuple[Tensor, Tensor]:

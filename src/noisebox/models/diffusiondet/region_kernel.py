@@ -10,6 +10,8 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
+from noisebox.models.diffusiondet.pooling import by_position
+
 SAMPLES_AT_ONCE = 8  # of those that a position's gradient is summed over
 
 
@@ -42,10 +44,7 @@ def table_gradient(
     counts = (row_weights != 0)[:, :, None, :, None] & (column_weights != 0)[:, None, :, None, :]
     position = rows[:, :, None, :, None] + columns[:, None, :, None, :]
     # Samples that count nothing, as those beyond the map, come after all positions.
-    position = torch.where(counts, position, positions).int().flatten()
-    sorted_position, order = position.sort(stable=True)
-    every = torch.arange(positions + 1, dtype=torch.int32, device=position.device)
-    bounds = torch.searchsorted(sorted_position, every)
+    order, bounds = by_position(torch.where(counts, position, positions).flatten(), positions)
     total = gradient.new_empty(positions, channels)
     _sum_gradients[(positions,)](
         *(gradient.contiguous(), order, bounds, row_weights.contiguous(), column_weights.contiguous(), total, channels),
