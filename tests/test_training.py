@@ -28,7 +28,7 @@ from noisebox.training.checkpoint import load_checkpoint, load_model
 from noisebox.training.loop import train
 from noisebox.training.optim import build_optimizer, learning_rate, set_learning_rate
 from noisebox.training.smoke import smoke
-from noisebox.training.step import Trainer, is_loss
+from noisebox.training.step import Trainer, is_loss, repeatable_attention
 
 pytestmark = pytest.mark.usefixtures("toy_family")
 
@@ -337,3 +337,16 @@ def test_progress_in_a_log_is_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert (label, count, loss, ap, eta) == ("baseline seed0", "600/600", "loss 3.21", "AP 41.5", "ETA 0:00")
     assert pace.endswith(" s/it")
     assert [clock(seconds) for seconds in (5, 65, 7265)] == ["0:05", "1:05", "2:01:05"]
+
+
+def test_only_within_a_step_on_a_gpu_attention_does_without_its_fused_kernels() -> None:
+    def fused() -> list[bool]:
+        kernels = torch.backends.cuda
+        return [kernels.flash_sdp_enabled(), kernels.mem_efficient_sdp_enabled(), kernels.cudnn_sdp_enabled()]
+
+    before = fused()
+    with repeatable_attention(torch.device("cpu")):
+        assert fused() == before == [True] * 3
+    with repeatable_attention(torch.device("cuda")):
+        assert fused() == [False] * 3 and torch.backends.cuda.math_sdp_enabled()
+    assert fused() == before

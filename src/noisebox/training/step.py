@@ -2,7 +2,7 @@
 
 import math
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
-from torch.backends import cuda
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from noisebox import processes
 from noisebox.config import RunConfig
@@ -56,7 +56,8 @@ class Trainer:
         for index in range(1, solver.accumulate + 1):
             part = batch.part(slice((index - 1) * share, index * share))
             # With several processes, gradients need to be exchanged only after the last micro-batch.
-            with nullcontext() if index == solver.accumulate else self.accelerator.no_sync(self._model):
+            sync = nullcontext() if index == solver.accumulate else self.accelerator.no_sync(self._model)
+            with repeatable_attention(self.accelerator.device), sync:
                 terms = self._model(part.to(self.accelerator.device), self.config.seed, step)
                 values = processes.mean(torch.stack(list(terms.values()))).tolist()
                 for name, value in zip(terms, values, strict=True):
@@ -117,6 +118,12 @@ class Trainer:
         return UserError(f"{config.lineage} seed{config.seed}: {what} is {value} at iteration {step + 1}; {ways}")
 
 
+def repeatable_attention(device: torch.device) -> AbstractContextManager[None]:
+    """Within it, attention has the same gradient every time. On GPUs the fused kernels add it up in whatever order its
+    parts come, unless warnings were errors; training alone does without them."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
+
+
 def is_loss(name: str) -> bool:
     """Whether a term is minimised; the others are monitors."""
     return name.startswith(("loss_", "L"))
@@ -137,9 +144,6 @@ def _accelerator(config: RunConfig) -> Accelerator:
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Nothing here reads memory before it is written, and filling it all takes a tenth of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        # The fused kernels of attention add up gradients in whatever order they come, unless warnings were errors.
-        for allow in (cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp):
-            allow(False)
     # Accelerate keeps its settings for the whole process; another training in it may have had others.
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = {"fp32": "no"}.get(config.precision, config.precision)
