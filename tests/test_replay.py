@@ -1,6 +1,7 @@
 """Passes of the head that a GPU replays: the same detections as without, whatever changes between them."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def padded(batch, height, width):
     """The batch with more padding: a larger pyramid."""
     images = torch.zeros(len(batch), 3, height, width)
     images[..., : batch.images.shape[2], : batch.images.shape[3]] = batch.images
-    return type(batch)(images, batch.sizes_hw, batch.original_hw, batch.image_ids, batch.targets)
+    return replace(batch, images=images)
 
 
 def found_by(model, batch, steps, precision="fp32"):
@@ -42,7 +43,7 @@ def test_replays_say_what_the_head_says(switches, precision, monkeypatch):
     model = awaken(opinionated(make_detector(**switches))).cuda()
     replays = []
     recorded = ReplayedHead._recorded
-    monkeypatch.setattr(ReplayedHead, "_recorded", lambda self, given: replays.append(1) or recorded(self, given))
+    monkeypatch.setattr(ReplayedHead, "_recorded", lambda *given: replays.append(1) or recorded(*given))
     batches = [
         make_batch([1, 2]).to("cuda"),
         padded(make_batch([3, 4]), 96, 160).to("cuda"),
