@@ -32,13 +32,10 @@ def test_they_compile_for_a_gpu_without_one(rows: str, channels: int) -> None:
 
     from noisebox.models.diffusiondet import region_kernel
 
-    sums = ([f"*{rows}", "*i64", "*fp32", "*i64", "*fp32", f"*{rows}", "i32"], [7, 4, 8, channels])
-    gradients = ([f"*{rows}", "*i64", "*i64", "*fp32", "*fp32", f"*{rows}", "i32"], [7, 4, 8, channels])
-    for kernel, (types, constants) in {
-        region_kernel._sum_samples: sums,
-        region_kernel._sum_gradients: gradients,
-    }.items():
-        constant = dict(zip(kernel.arg_names[len(types) :], constants, strict=True))
+    sums = [f"*{rows}", "*i64", "*fp32", "*i64", "*fp32", f"*{rows}", "i32"]
+    gradients = [f"*{rows}", "*i64", "*i64", "*fp32", "*fp32", f"*{rows}", "i32"]
+    for kernel, types in ((region_kernel._sum_samples, sums), (region_kernel._sum_gradients, gradients)):
+        constant = dict(zip(kernel.arg_names[len(types) :], (7, 4, 8, channels), strict=True))
         signature = dict(zip(kernel.arg_names, types, strict=False)) | dict.fromkeys(constant, "constexpr")
         made = compile(ASTSource(fn=kernel, signature=signature, constexprs=constant), target=GPUTarget("cuda", 90, 32))
         assert made.asm["cubin"]
