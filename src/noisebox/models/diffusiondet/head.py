@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from noisebox.config.diffusiondet import DiffusionDetConfig
 from noisebox.models import size_monitors
 from noisebox.models.diffusiondet.attention import attend
+from noisebox.models.diffusiondet.dynamic_layer import halves
 from noisebox.models.diffusiondet.geometry import GeometryBias, GeometryFeatures
 from noisebox.models.diffusiondet.pooling import Pyramid, pool_regions
 
@@ -212,7 +213,7 @@ class DynamicConv(nn.Module):
 
     def forward(self, proposals: Tensor, regions: Tensor) -> Tensor:
         """`proposals` (R, C) and `regions` (R, resolution², C) to (R, C)."""
-        narrow, widen = self.dynamic_layer(proposals).chunk(2, dim=-1)
+        narrow, widen = halves(self.dynamic_layer, proposals)
         regions = F.relu(self.norm1(torch.bmm(regions, narrow.view(-1, self.width, self.dim_dynamic))), inplace=True)
         regions = F.relu(self.norm2(torch.bmm(regions, widen.view(-1, self.dim_dynamic, self.width))), inplace=True)
         return F.relu(self.norm3(self.out_layer(regions.flatten(1))))
