@@ -9,6 +9,7 @@ import torch
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.models import Model
+from noisebox.models.winograd import use_winograd
 
 AnyModel = TypeVar("AnyModel", bound=Model)
 
@@ -54,6 +55,8 @@ def placed(model: AnyModel, config: RunConfig) -> AnyModel:
     """The model on its device, ready to be measured, compiled where its training was."""
     prepare(config.threads)
     model.to(config.device)
+    if config.solver.winograd:
+        use_winograd(model)
     if config.solver.compile:
         compile_parts(config.device, model)
     return model

@@ -32,7 +32,12 @@ def run_config(settings: BenchSettings) -> RunConfig:
         eval_batch_size=settings.images,
         image=ImageConfig(),
         **_sections(settings),
-        solver=SolverConfig(max_iter=settings.train_iters + 1, batch_size=settings.batch, compile=settings.compile),
+        solver=SolverConfig(
+            max_iter=settings.train_iters + 1,
+            batch_size=settings.batch,
+            compile=settings.compile,
+            winograd=settings.winograd,
+        ),
         smoke=SmokeConfig(),
     )
 

@@ -16,7 +16,8 @@ class BenchSettings:
 
     `repeats` is how often everything but a training iteration is timed. Of loader, depth, report and counting, `items`
     is how many images, frames, runs and images there are, by default each part's own number; `stored` is the height and
-    width of the loader's files, `workers` its processes, or depth's threads. `compile` is `solver.compile`.
+    width of the loader's files, `workers` its processes, or depth's threads. `compile` and `winograd` are those of
+    `solver`.
     """
 
     depth: str = "18"
@@ -39,6 +40,7 @@ class BenchSettings:
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
+    winograd: bool = False
     crops: tuple[int, ...] = ()
     crop_canvas: float = 1.0
     items: int | None = None

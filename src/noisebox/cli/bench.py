@@ -55,6 +55,7 @@ def bench(
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the products.")] = "fp32",
     amp: Annotated[bool, typer.Option("--amp", help="The same as --precision bf16.")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="Through torch.compile, as solver.compile.")] = False,
+    winograd: Annotated[bool, typer.Option("--winograd", help="Large convolutions as solver.winograd.")] = False,
     json: Annotated[Path | None, typer.Option(help="File for the numbers; - prints them, and no table.")] = None,
     growth: Annotated[bool, typer.Option("--growth", help="Time each part as one size grows.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for what --growth writes.")] = Path("reports/bench"),
@@ -94,6 +95,7 @@ def bench(
         steps=(steps, *numbers) if steps is not None and crops is None else (1, 5, 20),
         crops=(crops, *numbers) if crops is not None else (), crop_canvas=crop_canvas,
         threads=threads, device=device, precision="bf16" if amp else precision, compile=compile,
+        winograd=winograd,
     )  # fmt: skip
     if growth:
         from noisebox.bench.growth import write_growth

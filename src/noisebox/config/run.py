@@ -35,7 +35,8 @@ class SolverConfig(Section):
     them. `repeat_threshold` shows an image more often if it has an object of a class that fewer than this share of the
     images have (repeat-factor sampling, Gupta et al. 2019); an epoch has what is repeated, too. `batch_size: auto` is
     the largest that fits the GPU, here AUTO until that is known. `checkpoint_epochs` keeps the weights of every so many
-    epochs; `compile` trains through torch.compile.
+    epochs; `compile` trains through torch.compile. `winograd` takes large 3×3 convolutions by Winograd's
+    algorithm where they are a CPU's in float32, and changes nothing elsewhere.
     """
 
     base_lr: AboveZero = 2.5e-5
@@ -64,6 +65,7 @@ class SolverConfig(Section):
     repeat_threshold: Fraction = 0.0
     overfit: bool = False
     compile: bool = False
+    winograd: bool = False
 
     @property
     def iterations(self) -> int:

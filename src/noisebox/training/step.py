@@ -17,6 +17,7 @@ from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.machine import compile_parts, prepare
 from noisebox.models import Model
+from noisebox.models.winograd import use_winograd
 from noisebox.structures import Examples
 from noisebox.training.distill import Lesson
 from noisebox.training.optim import Ema, build_optimizer, learning_rate, set_learning_rate, train_mode
@@ -31,6 +32,9 @@ class Trainer:
         Raises UserError when the device is not there.
         """
         self.config, self.detector = config, detector
+        models = [detector, *([teacher] if teacher else [])]
+        if config.solver.winograd:
+            use_winograd(*models)
         self.accelerator = _accelerator(config)
         optimizer = build_optimizer(detector, config.solver)
         detector.to(self.accelerator.device)
@@ -39,7 +43,7 @@ class Trainer:
         if config.distill and teacher:
             model = Lesson(detector, teacher.to(self.accelerator.device), config.distill)
         if config.solver.compile:
-            compile_parts(self.accelerator.device, detector, *([teacher] if teacher else []))
+            compile_parts(self.accelerator.device, *models)
         self._model, self._optimizer = self.accelerator.prepare(model, optimizer)
         train_mode(detector)
 
