@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -27,6 +28,7 @@ from noisebox.structures import Batch
 from noisebox.training.checkpoint import load_checkpoint, load_model
 from noisebox.training.loop import train
 from noisebox.training.optim import build_optimizer, learning_rate, set_learning_rate
+from noisebox.training.provenance import environment
 from noisebox.training.smoke import smoke
 from noisebox.training.step import Trainer, is_loss, repeatable_attention
 
@@ -198,6 +200,30 @@ def test_a_run_has_its_files(tmp_path: Path) -> None:
     assert record["packages"]["torch"] == version("torch") and record["threads"] == 1
     assert set(record["timing"]) == {"wall_s", "wall_s_total", "resumed", "written"}
     assert record["timing"]["resumed"] == 0
+
+
+def test_what_engines_rewrite_is_no_uncommitted_change(tmp_path: Path) -> None:
+    def git(*command: str) -> None:
+        who = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.org")
+        subprocess.run(["git", *who, *command], cwd=tmp_path, check=True, capture_output=True)
+
+    def found() -> tuple[bool, bool]:
+        facts = environment(toy_config(), tmp_path)
+        return facts["git_commit"] is not None, facts["git_dirty"]
+
+    assert found() == (False, False)
+    tracked = [tmp_path / name for name in ("reports/summary.md", "dvc.lock", "params/experiment.yaml")]
+    for path in tracked:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("before")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    (tmp_path / "new.txt").write_text("untracked")
+    assert found() == (True, False)
+    for path, dirty in zip(tracked, (False, False, True), strict=True):
+        path.write_text("after")
+        assert found() == (True, dirty)
 
 
 def test_without_evaluation_the_best_is_the_final_one(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ HARMLESS = (
     "config.smoke.images",
     "processes",  # who computes which part of a batch: the same, but for rounding
 )
+# Tracked files that an engine rewrites while it runs, so that a commit without them is still what computes.
+REWRITTEN = (graph.REPORTS, "dvc.lock")
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "noisebox")
 
 
@@ -105,7 +107,7 @@ def environment(config: RunConfig, root: Path) -> dict[str, Any]:
     """Commit, packages and hardware, for `run.json`."""
     return {
         "git_commit": _git(root, "rev-parse", "--verify", "HEAD"),
-        "git_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+        "git_dirty": _changed(root),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "hardware": {
@@ -116,6 +118,12 @@ def environment(config: RunConfig, root: Path) -> dict[str, Any]:
         "threads": config.threads,
         "processes": processes.count(),
     }
+
+
+def _changed(root: Path) -> bool:
+    """Whether a tracked file is other than in the commit, but for those that engines rewrite."""
+    without = [f":(exclude){name}" for name in REWRITTEN]
+    return bool(_git(root, "status", "--porcelain", "--untracked-files=no", "--", *without))
 
 
 def _git(root: Path, *command: str) -> str | None:
