@@ -200,6 +200,7 @@ OVERRIDE_MISTAKES: dict[str, dict[str, object]] = {
     "override 'presicion' does not exist; did you mean 'precision'?": {"presicion": "bf16"},
     "overrides: precision fp16 needs device cuda; on cpu use bf16 or fp32": {"precision": "fp16"},
     "override 'precision': input should be 'fp32', 'bf16' or 'fp16', not 'half'": {"precision": "half"},
+    "override 'image.crop': must be a section of likely, short_edges, least, most, not 0.5": {"image__crop": 0.5},
     "override 'seed': seed says what a run is, and cannot be overridden": {"seed": 3},
     "override 'solver' is a section: name one of its keys, as in solver.base_lr": {"solver": 3},
     "override 'distill.kind': recipe 'baseline' does not distil": {"distill__kind": "consistency"},

@@ -70,11 +70,11 @@ def timed(
     with_flop: bool = False,
 ) -> Timing:
     """Time `work` after a warm-up, `settings.repeats` times if not `repeats`; `with_flop` counts operations as well."""
-    if settings.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     flop = counted_flop(work) if with_flop else 0
     for _ in range(WARM_UP[settings.device] - with_flop):
         work()
+    if settings.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # counting runs uncompiled
     seconds = tuple(clocked(settings.device, work) for _ in range(repeats or settings.repeats))
     return Timing(part, what, unit, seconds, units, images, flop, peak_mib(settings.device))
 

@@ -65,6 +65,9 @@ def first_complaint(section: type[BaseModel], error: ValidationError, within: st
         return key, f"{ABOUT_KEYS[0]}; {what_fits(location[-1], known, 'known keys')}"
     if first["type"] == "missing":
         return key, ABOUT_KEYS[1]
+    if first["type"] == "model_type":
+        own = ", ".join(_keys(section, location))
+        return key, f"must be a section{f' of {own}' if own else ''}, not {first['input']!r}"
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     shown = f", not {given!r}" if first["type"] != "value_error" and not isinstance(given, dict) else ""
