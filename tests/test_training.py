@@ -3,7 +3,6 @@
 import json
 import math
 import random
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import run
 from hypothesis import given
 from hypothesis import strategies as st
 from small_detector import make_batch, make_detector
@@ -203,10 +203,6 @@ def test_a_run_has_its_files(tmp_path: Path) -> None:
 
 
 def test_what_engines_rewrite_is_no_uncommitted_change(tmp_path: Path) -> None:
-    def git(*command: str) -> None:
-        who = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.org")
-        subprocess.run(["git", *who, *command], cwd=tmp_path, check=True, capture_output=True)
-
     def found() -> tuple[bool, bool]:
         facts = environment(toy_config(), tmp_path)
         return facts["git_commit"] is not None, facts["git_dirty"]
@@ -216,9 +212,11 @@ def test_what_engines_rewrite_is_no_uncommitted_change(tmp_path: Path) -> None:
     for path in tracked:
         path.parent.mkdir(exist_ok=True)
         path.write_text("before")
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "all")
+    run(tmp_path, "git", "init", "-q")
+    run(tmp_path, "git", "config", "user.email", "test@example.invalid")
+    run(tmp_path, "git", "config", "user.name", "test")
+    run(tmp_path, "git", "add", "-A")
+    run(tmp_path, "git", "commit", "-qm", "start")
     (tmp_path / "new.txt").write_text("untracked")
     assert found() == (True, False)
     for path, dirty in zip(tracked, (False, False, True), strict=True):
