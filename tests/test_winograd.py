@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from drawn import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_detector import make_batch, make_detector, small_config
@@ -13,10 +14,6 @@ from noisebox.models.winograd import FEWEST_CHANNELS, FEWEST_TILES, WinogradConv
 from noisebox.training.step import Trainer
 
 SIDE = 4 * int(FEWEST_TILES**0.5)  # of the smallest square map that has enough tiles
-
-
-def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def layer_and_maps(images=1):

@@ -93,6 +93,7 @@ _RUN = (
     "src/noisebox/structures.py",
     "src/noisebox/data/stream.py",
     "src/noisebox/models/__init__.py",
+    "src/noisebox/models/folding.py",
     "src/noisebox/models/winograd.py",
     "src/noisebox/tasks/__init__.py",
     "src/noisebox/evaluation/measuring.py",

@@ -20,6 +20,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from noisebox.config.run import IMAGENET_MEAN, IMAGENET_STD, Colour
 from noisebox.errors import UserError
+from noisebox.models.folding import fold_frozen_norms
 
 STRIDES = (4, 8, 16, 32)
 
@@ -55,7 +56,7 @@ class FeatureMaps(nn.Module):
             raise UserError(f"model.backbone: {name!r} has feature maps at strides {found}; {strides} are needed")
         _switch_off_dropout(body)
         _pad_before_shifts(body)
-        self.body = freeze_batch_norm_2d(body) if pretrained else _with_group_norm(body)
+        self.body = _with_frozen_norms(body) if pretrained else _with_group_norm(body)
         self.channels: list[int] = body.feature_info.channels()
         # Transformers with feature maps (N, H, W, C) leave their stages unnormalised (Swin, Liu et al. 2021).
         self.channels_last = getattr(body, "output_fmt", None) == "NHWC"
@@ -152,6 +153,12 @@ def _create(name: str, pretrained: bool, count: int) -> Any:
             f"model.pretrained: the weights of {name!r} could not be fetched ({type(error).__name__}); give access to "
             "huggingface.co, or copy a filled cache here and point HF_HOME to it, or set pretrained to false"
         ) from error
+
+
+def _with_frozen_norms(body: nn.Module) -> nn.Module:
+    frozen: nn.Module = freeze_batch_norm_2d(body)
+    fold_frozen_norms(frozen)
+    return frozen
 
 
 def _with_group_norm(body: nn.Module) -> nn.Module:

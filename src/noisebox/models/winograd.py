@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from noisebox.models.folding import FoldedConv2d
+
 Matrix = Sequence[Sequence[float]]
 
 TILE, PATCH = 4, 6
@@ -45,8 +47,9 @@ def use_winograd(*models: nn.Module) -> None:
     In place, so weights keep their names.
     """
     for module in itertools.chain.from_iterable(model.modules() for model in models):
-        if type(module) is nn.Conv2d and _fits(module):
-            module.__class__ = WinogradConv2d  # they come from libraries that ask for no other class
+        taking = TAKING.get(type(module))
+        if isinstance(module, nn.Conv2d) and taking and _fits(module):
+            module.__class__ = taking  # they come from libraries that ask for no other class
 
 
 def _fits(layer: nn.Conv2d) -> bool:
@@ -66,6 +69,13 @@ class WinogradConv2d(nn.Conv2d):
             return maps
         maps = convolve(input, weight)
         return maps if bias is None else maps + bias[:, None, None]
+
+
+class WinogradFoldedConv2d(FoldedConv2d, WinogradConv2d):
+    """The same with a frozen norm in its weights."""
+
+
+TAKING: dict[type[nn.Module], type[WinogradConv2d]] = {nn.Conv2d: WinogradConv2d, FoldedConv2d: WinogradFoldedConv2d}
 
 
 def convolve(maps: Tensor, weight: Tensor) -> Tensor:
@@ -97,25 +107,26 @@ class Winograd(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """From that of the result those of maps and weight."""
+        """From that of the result those of maps and weight, each only where it is asked for."""
         maps, weight = ctx.saved_tensors
         outputs, channels = weight.shape[:2]
         height, width = maps.shape[2:]
         answer, data, kernels = _both(_ANSWER, maps), _both(_DATA, maps), _of_kernel(weight)
-        images, of_kernels = _padded(maps), torch.zeros_like(kernels)
-        of_images = torch.zeros_like(images)
+        images = _padded(maps)
+        of_images = torch.zeros_like(images) if ctx.needs_input_grad[0] else None
+        of_kernels = torch.zeros_like(kernels) if ctx.needs_input_grad[1] else None
         down, across = images.shape[1] // TILE - 1, images.shape[2] // TILE - 1
         whole = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, -width % TILE, 0, -height % TILE))
         for index, of_result in enumerate(whole.reshape(-1, down, TILE, across, TILE, outputs)):
             tiles = of_result.permute(1, 3, 0, 2, 4).reshape(TILE**2, -1)
             of_products = (answer.t() @ tiles).view(PATCH**2, -1, outputs)
-            if ctx.needs_input_grad[1]:
+            if of_kernels is not None:
                 of_kernels.baddbmm_(_of_patches(images[index]).transpose(1, 2), of_products)
-            if ctx.needs_input_grad[0]:
+            if of_images is not None:
                 of_patches = data.t() @ torch.bmm(of_products, kernels.transpose(1, 2)).flatten(1)
                 _add_patches(of_images[index], of_patches.view(PATCH, PATCH, down, across, channels))
-        of_weight = (_both(_KERNEL, maps).t() @ of_kernels.flatten(1)).view(3, 3, channels, outputs)
-        return _cropped(of_images[:, 1:, 1:], height, width), of_weight.permute(3, 2, 0, 1)
+        of_maps = None if of_images is None else _cropped(of_images[:, 1:, 1:], height, width)
+        return of_maps, None if of_kernels is None else _from_kernel(of_kernels)
 
 
 def _both(transform: Matrix, like: Tensor) -> Tensor:
@@ -128,6 +139,12 @@ def _of_kernel(weight: Tensor) -> Tensor:
     """`weight` (O, C, 3, 3) transformed: (36, C, O)."""
     outputs, channels = weight.shape[:2]
     return (_both(_KERNEL, weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(PATCH**2, channels, outputs)
+
+
+def _from_kernel(of_kernels: Tensor) -> Tensor:
+    """The gradient (O, C, 3, 3) of a weight from that of the transformed, (36, C, O)."""
+    of_weight = _both(_KERNEL, of_kernels).t() @ of_kernels.flatten(1)
+    return of_weight.view(3, 3, *of_kernels.shape[1:]).permute(3, 2, 0, 1)
 
 
 def _padded(maps: Tensor) -> Tensor:
