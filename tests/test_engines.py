@@ -118,6 +118,18 @@ def test_record_leaves_what_snakemake_did_not_make_stale(made: Path) -> None:
     assert "finetune@baseline-0" in run(made, "dvc", "status").stdout
 
 
+def test_what_is_made_as_the_lock_file_says_is_kept(made: Path) -> None:
+    """A fresh clone has that file and no cache; made there again, results are the same bytes."""
+    lock = (made / "dvc.lock").read_text()
+    shutil.rmtree(made / ".dvc/cache")
+    assert "not in cache" in run(made, "dvc", "status").stdout
+    every = [out["path"] for stage in yaml.safe_load(lock)["stages"].values() for out in stage["outs"]]
+    assert run(made, "noisebox", "record", *every).stdout == "recorded 11 of 12 finished stages with DVC\n"
+    assert UP_TO_DATE in run(made, "dvc", "status").stdout
+    assert (made / "dvc.lock").read_text() == lock
+    assert run(made, "noisebox", "record", *every).stdout == ""
+
+
 def test_a_pruned_graph_is_current(made: Path) -> None:
     """Nothing is missed, nothing is recorded as lost, and what has changed is made again all the same."""
     lock = (made / "dvc.lock").read_text()

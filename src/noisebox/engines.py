@@ -39,12 +39,12 @@ def record(root: Path, outputs: Iterable[str]) -> list[str]:
             with repo.lock:
                 stages = [stage for stage in _jobs(repo) if _outputs(stage, root) and _outputs(stage, root) <= made]
                 whole = [stage for stage in stages if _present(stage, root) == _outputs(stage, root)]
-                changed = [stage for stage in whole if any(stage.changed_entries())]
-                for stage in changed:
+                new = [stage for stage in whole if _is_new(stage)]
+                for stage in new:
                     stage.save()
                     stage.commit(relink=False)  # a file linked anew would look newer than what was made from it
-                _dump(changed)
-            said = [f"recorded {len(changed)} of {len(stages)} finished stages in dvc.lock"] if changed else []
+                _dump(new)
+            said = [f"recorded {len(new)} of {len(stages)} finished stages with DVC"] if new else []
             return said + (
                 _record_data(repo, root) if any(graph.data_manifest(line) in made for line in graph.LINE_NAMES) else []
             )
@@ -112,6 +112,11 @@ def _outputs(stage: Any, root: Path) -> set[str]:
 def _present(stage: Any, root: Path) -> set[str]:
     """Those outputs that lie where they should: a pruned run lacks some."""
     return {path for path in _outputs(stage, root) if (root / path).exists()}
+
+
+def _is_new(stage: Any) -> bool:
+    """Whether DVC lacks what the stage made: in its lock file, or, as in a fresh clone with that file, in its cache."""
+    return any(stage.changed_entries()) or any(out.use_cache and out.changed_cache() for out in stage.outs)
 
 
 def _is_pruned(changes: list[Any]) -> bool:
