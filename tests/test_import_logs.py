@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT, run
 from scipy import stats
 
-from noisebox.config import load_experiment
+from noisebox.config import ExperimentConfig, load_experiment
 from noisebox.errors import UserError
 from noisebox.interop.detectron2_logs import read_log
 from noisebox.interop.import_logs import Told, import_logs
@@ -151,6 +151,34 @@ def test_no_mean_is_over_different_datasets_or_ways_to_sample(tmp_path: Path) ->
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:6]]
     assert [line[4] for line in lines] == ["–", "–", "0.1, all, k 1", "–"]
     assert [line[11] for line in lines] == ["1 × 1", "2 × up to 2, 3 runs", "1 × 1", "1 × 1"]
+
+    (line,) = make_table(spec_of(tmp_path, {"lineage": "old", "imported": True}), no_experiment, tmp_path).lines
+    assert line.missing["AP"].startswith("train seed 1 was evaluated under the eval seeds 0, not 0, 1")
+    rows = [
+        {"lineage": "old", "imported": True, "eval_seeds": [0]},
+        {"lineage": "old", "imported": True, "eval_seeds": [0], "train_seeds": [0, 1]},
+    ]
+    mixed, one = make_table(spec_of(tmp_path, *rows), no_experiment, tmp_path).lines
+    assert mixed.missing["AP"] == (
+        "its results are on a (87 images) and a (40 images) and b (87 images): choose some by train_seeds or eval_seeds"
+    )
+    assert one.values["AP"] == pytest.approx((40 + 42) / 2)
+
+
+def spec_of(root: Path, *rows: dict[str, Any]) -> Path:
+    (root / "spec.yaml").write_text(yaml.safe_dump({"columns": ["AP"], "rows": list(rows)}))
+    return root / "spec.yaml"
+
+
+def no_experiment() -> ExperimentConfig:
+    raise AssertionError("the rows of logs have train seeds of their own")
+
+
+@pytest.mark.parametrize("folder", ["eval_seed0", "train_seed0", "run/seed0"])
+def test_a_folder_that_says_which_seed_is_meant_names_no_lineage(tmp_path: Path, folder: str) -> None:
+    log(tmp_path / "logs", *session(f"output/{folder}/model_final.pth"), *copied(*VALUES))
+    with pytest.raises(UserError, match="the log does not say the lineage: give --lineage"):
+        import_logs([tmp_path / "logs"], Told(), tmp_path)
 
 
 def test_rows_of_two_branches_are_kept(tmp_path: Path) -> None:

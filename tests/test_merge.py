@@ -167,7 +167,7 @@ def test_what_each_side_added_stays_and_only_the_report_is_made_again(root: Path
     assert merge(root) == [
         "dvc.lock: 6 stages, 1 of them from theirs",
         "made on both sides, not known to fit the merge, and so ours until made anew: report",
-        "the report's files in conflict are ours until it is made anew",
+        "reports/: each file in conflict is as its stage in dvc.lock has it",
         "now: git commit, dvc pull, noisebox sync, and then either engine",
     ]
     assert entries(root) == entries(root, "theirs") | entries(root, "ours")
@@ -186,6 +186,22 @@ def test_of_two_versions_that_stays_which_the_merge_holds(root: Path, side: str)
     for stage in ("data", "train", "evaluate"):
         assert entries(root)[stage] == entries(root, side)[stage]
     assert entries(root, "ours")["train"] != entries(root, "theirs")["train"]
+    assert made_again(root) <= {"report"}
+
+
+@pytest.mark.parametrize("side", ["ours", "theirs"])
+def test_what_lies_in_reports_goes_with_its_stage(root: Path, side: str) -> None:
+    """The rows of a search, and folders of numbers, are in git as the report is."""
+    search, metrics = "reports/searches/rate.csv", "reports/metrics/baseline.json"
+    more = pipeline(search=(search, ["recipe"], []), metrics=(metrics, [MODEL], []))
+    more = more.replace(f"{metrics}:", "reports/metrics:")  # the folder is what the stage declares
+    make(root, {"dvc.yaml": more})
+    make_both(root, {"recipe": "ours\n"}, {"recipe": "theirs\n"})
+    git_merge(root, {"recipe": f"{side}\n"})
+    merge(root)
+    for path in (search, metrics):
+        assert (root / path).read_text() == run(root, "git", "show", f"{side}:{path}").stdout
+        assert side in (root / path).read_text()
     assert made_again(root) <= {"report"}
 
 

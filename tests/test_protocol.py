@@ -115,6 +115,24 @@ def test_all_ways_together_are_each_way_alone(split: CocoSplit, config: RunConfi
     assert min(together.seconds_per_image.values()) > 0
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_told_with_its_image(split: CocoSplit, config: RunConfig, value: float) -> None:
+    detector = KnowingDetector()
+    found = detector._found
+
+    def damaged(batch: Batch, row: int, seed: int, sampling: Sampling) -> Detections:
+        boxes, scores, labels = vars(found(batch, row, seed, sampling)).values()
+        is_one = batch.image_ids[row] == split.images[-1].id and seed == 1
+        return Detections(boxes, torch.full_like(scores, value) if is_one else scores, labels)
+
+    detector._found = damaged  # type: ignore[method-assign]
+    where = rf"image {split.images[-1].id}, \d+ steps, eval seed 1"
+    with pytest.raises(
+        UserError, match=rf"^baseline, train seed 3: scores or boxes are not finite numbers \({where}\): "
+    ):
+        measure(detector, split, config, ASKED)
+
+
 def test_features_are_computed_once_an_image(split: CocoSplit, config: RunConfig) -> None:
     model = KnowingDetector().train()
     measure(model, split, config, ASKED)

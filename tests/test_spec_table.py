@@ -125,6 +125,20 @@ def test_what_is_missing_is_a_dash_with_a_reason(reported: Path, row: dict[str, 
     assert cells[column] == "–" and reason in cells["missing"]
 
 
+def test_a_second_look_at_crops_is_a_way_of_its_own(reported: Path) -> None:
+    path = results_path("baseline", 0)
+    header, *rows = raw(reported, path)[0], *raw(reported, path)
+    looked = [{**row, "AP": f"{float(row['AP']) + 1:.4f}", "crops": "1"} for row in rows if row["sample_step"] == "1"]
+    for row in looked:
+        edit(reported, path, lambda text, row=row: text + "\t".join(row[name] for name in header) + "\n")
+    way = {"lineage": "baseline", "train_seeds": [0]}
+    once, twice, none = table_of(
+        reported, ["AP"], way, way | {"crops": True}, way | {"crops": True, "sample_step": 4}
+    ).lines
+    assert float(twice.values["AP"]) - float(once.values["AP"]) == pytest.approx(1)
+    assert none.missing == {"AP": f"{path} has no row for 4 sampling steps, crops"}
+
+
 def test_nan_is_no_number(reported: Path) -> None:
     edit(
         reported,

@@ -28,12 +28,12 @@ def merge(root: Path) -> list[str]:
 
     A stage that one side alone made is as that side has it. Of a stage that both made, each from something else, the
     entry stays that was made from what the merged tree holds; where neither was, ours stays, and the engines see that
-    it is stale. The report's files are ours until the report is made anew.
+    it is stale. Files in reports/ are as their entry that stays has them.
 
     Raises UserError when other files are in conflict, since what they say decides, and where there is no repository.
     """
     conflicts = _conflicts(root)
-    reports = conflicts.keys() & set(graph.report_outputs())
+    reports = {path for path in conflicts if path.startswith(f"{graph.REPORTS}/")}
     if by_hand := sorted(conflicts.keys() - reports - {LOCK, graph.DATA_PIN}):
         raise UserError(
             f"{', '.join(by_hand)}: these conflicts are yours to solve; do that, `git add` the files, and run "
@@ -47,29 +47,36 @@ def merge(root: Path) -> list[str]:
         said = list(_merge_lock(root, repo, conflicts)) if LOCK in conflicts else []
     _git(root, "add", "--all", "--", *conflicts)
     if reports:
-        said.append("the report's files in conflict are ours until it is made anew")
+        said.append(f"{graph.REPORTS}/: each file in conflict is as its stage in {LOCK} has it")
     return [*said, "now: git commit, dvc pull, noisebox sync, and then either engine"]
 
 
 def _merge_lock(root: Path, repo: Any, conflicts: Mapping[str, set[str]]) -> Iterator[str]:
-    """Write the merged dvc.lock, and the data.dvc of that side which its stages `data` are from; yields what was
-    done."""
+    """Write the merged dvc.lock, and take data.dvc and each file in reports/ from that side which its stages are from;
+    yields what was done."""
     locks = {version: _read_lock(root, version) for version in conflicts[LOCK]}
     base, ours, theirs = (locks.get(version, {}).get("stages", {}) for version in (BASE, OURS, THEIRS))
     merged, contested = three_way(base, ours, theirs)
     stale = _settle(repo, merged, {name: [side[name] for side in (ours, theirs) if name in side] for name in contested})
     write_text(root / LOCK, dumps_yaml({**locks.get(THEIRS, {}), **locks.get(OURS, {}), "stages": merged}))
-    if THEIRS in conflicts.get(graph.DATA_PIN, ()) and _data(merged) == _data(theirs) != _data(ours):
-        _take(root, graph.DATA_PIN, THEIRS)
+    for path in (path for path, versions in conflicts.items() if path != LOCK and THEIRS in versions):
+        if _behind(path, merged) == _behind(path, theirs) != _behind(path, ours):
+            _take(root, path, THEIRS)
     new = sum(entry != ours.get(name) for name, entry in merged.items())
     yield f"{LOCK}: {len(merged)} stages, {new} of them from theirs"
     if stale:
         yield f"made on both sides, not known to fit the merge, and so ours until made anew: {', '.join(stale)}"
 
 
-def _data(entries: Entries) -> dict[str, Any]:
-    """The entries of the stages that data.dvc belongs to."""
-    return {name: entry for name, entry in entries.items() if name.partition("@")[0] == "data"}
+def _behind(path: str, entries: Entries) -> dict[str, Any]:
+    """The entries of the stages that a file is from; data.dvc belongs to the stages `data`."""
+    if path == graph.DATA_PIN:
+        return {name: entry for name, entry in entries.items() if name.partition("@")[0] == "data"}
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if any(path == out["path"] or path.startswith(f"{out['path']}/") for out in entry.get("outs", []))
+    }
 
 
 def three_way(base: Entries, ours: Entries, theirs: Entries) -> tuple[dict[str, Any], list[str]]:

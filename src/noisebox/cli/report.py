@@ -61,6 +61,7 @@ def table(
             guidance: {scale: 0.1, mode: all}
             train_seeds: [0, 1]     # by default the experiment's
             eval_seeds: [0, 1]      # by default all that there are
+          - {lineage: yolc, crops: true, name: YOLC with crops}
           - {lineage: baseline, imported: true}     # by noisebox import-logs
           - name: theirs
             source: Chen et al. 2023, table 1
@@ -69,7 +70,8 @@ def table(
     Columns: steps, s_per_img, FPS, AP, AP50, AP75, APs, APm, APl, AP-<class>;
     of AP also _std, _low and _high: over train seeds, the population standard
     deviation and the ends of the 95 % interval. What is missing is a dash,
-    and the reason stands below the table.
+    and the reason stands below the table. Rows are of lineages that detect;
+    those of BEV have their own tables in reports/tables/.
     """
     from noisebox.config import load_experiment
     from noisebox.report.spec import as_markdown, make_table, write_table

@@ -14,6 +14,7 @@ from noisebox import processes
 from noisebox.config import RunConfig, Sampling
 from noisebox.data.coco import CocoSplit, Federated
 from noisebox.data.loader import evaluation_batches
+from noisebox.errors import UserError
 from noisebox.evaluation.detection import DetectionMetrics, coco_metrics
 from noisebox.evaluation.measuring import Asked, timed_pass
 from noisebox.progress import Progress
@@ -43,7 +44,10 @@ def measure(
     model: "Detector", split: CocoSplit, config: RunConfig, asked: Asked, progress: Progress | None = None
 ) -> Measurement:
     """Evaluate a model on a split in every way asked, each process a share of the batches; all get the whole. The model
-    is left in the mode it came in."""
+    is left in the mode it came in.
+
+    Raises UserError naming the image when a score or box is not finite: weights are damaged, or fp16 overflowed.
+    """
     keys = [(seed, sampling) for sampling, eval_seeds in asked.items() for seed in eval_seeds]
     measured = Measurement(detections={key: {} for key in keys})
 
@@ -51,7 +55,7 @@ def measure(
         for seed, found in zip(asked[sampling], by_seed, strict=True):
             of_image = zip(batch.image_ids, found, strict=True)
             for image, each in of_image:
-                own = each.cpu()
+                own = _finite(each.cpu(), config, f"image {image}, {sampling.steps} steps, eval seed {seed}")
                 kept = judged(own, split.federated, image) if split.federated else counted(own)
                 measured.detections[seed, sampling][image] = kept
 
@@ -61,6 +65,15 @@ def measure(
         measured.detections[key] = _of_all(measured.detections[key])
         measured.metrics[key] = coco_metrics(split, measured.detections[key])
     return measured
+
+
+def _finite(found: Detections, config: RunConfig, where: str) -> Detections:
+    if not (found.scores.isfinite().all() and found.boxes_xyxy.isfinite().all()):
+        raise UserError(
+            f"{config.lineage}, train seed {config.seed}: scores or boxes are not finite numbers ({where}): "
+            f"its weights are damaged, or too large for precision {config.precision}"
+        )
+    return found
 
 
 def _of_all(found: dict[int, Detections]) -> dict[int, Detections]:

@@ -19,8 +19,10 @@ from noisebox.interop.detectron2_config import Given, sampling_of
 from noisebox.interop.detectron2_logs import Evaluation, Session, logs_of, read_log
 from noisebox.report.evaluations import GUIDANCE, IMPORTED, LOOK, METRICS, RUN, read_table
 
-# How a path tells lineage and train seed: baseline+geofeat/seed0/model_final.pth, or baseline_seed0.
-NAMED = re.compile(rf"(?:^|/)({graph.LINEAGE_PATTERN})[/_-]seed[_-]?(\d+)(?=/|$)")
+# How a path tells lineage and train seed: baseline+geofeat/seed0/model_final.pth, or baseline_seed0. The word in
+# eval_seed0 says which seed is meant.
+NO_LINEAGE = r"(?!(?:eval|test|train|val|run)[/_-]seed)"
+NAMED = re.compile(rf"(?:^|/){NO_LINEAGE}({graph.LINEAGE_PATTERN})[/_-]seed[_-]?(\d+)(?=/|$)")
 KEY = (*RUN, *GUIDANCE, *LOOK)
 LAST_COLUMNS = ("images", "dataset", "ckpt", "ckpt_sha256", "source", "source_sha256")
 STEPS = "MODEL.DiffusionDet.SAMPLE_STEP"

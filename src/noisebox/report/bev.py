@@ -208,7 +208,7 @@ def comparison(evidence: BevEvidence, found: BevTables) -> str:
     parts.append(
         "*Each train seed (thin) and the mean over them (thick), averaged over hundredths of the axis; a lineage goes "
         "on where its parent ended, if that is compared too. Bars: means over train seeds (points) with their 95 % "
-        "interval, at the most sampling steps.*"
+        "interval, which may go on beyond the plot, at the most sampling steps.*"
     )
     return "\n\n".join(parts) + "\n"
 

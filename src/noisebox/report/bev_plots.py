@@ -13,9 +13,9 @@ from noisebox.report.plots import (
     Look,
     bars_of,
     draw_curves,
+    draw_losses,
     figure_of,
     lines_of,
-    loss_plot,
     words_plot,
 )
 from noisebox.report.statistics import seed_means
@@ -41,7 +41,9 @@ def write_plots(runs: Sequence[BevRun], results: pd.DataFrame, looks: Looks, fol
     for name, (column, label) in LOSSES.items():
         curves = curves_of(runs, "train", column)
         if curves:
-            loss_plot(curves, _drawn(curves, looks), folder / f"{name}.png", label)
+            drawn = _drawn(curves, looks)
+            with figure_of(folder / f"{name}.png", lines_of(drawn)) as (axes,):
+                draw_losses(axes, curves, drawn, label)
         else:
             words_plot(f"No training of the experiment has the loss {column}.", folder / f"{name}.png")
     rates, scores = curves_of(runs, "train", "lr"), curves_of(runs, "val", "mIoU")

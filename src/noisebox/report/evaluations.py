@@ -336,6 +336,13 @@ def unguided(runs: Sequence[Run], lineages: Sequence[str], eval_seeds: Sequence[
     return Asked(*(table.reset_index(drop=True) for table in tables))
 
 
+def under_all(runs: Sequence[Run], lineages: Sequence[str], eval_seeds: Sequence[int]) -> Asked:
+    """Of `unguided` those ways to sample that a run was asked under each of the eval seeds, so that means compare."""
+    found = unguided(runs, lineages, eval_seeds)
+    counts = found.results.groupby(["run", "train_seed", *WAY])["eval_seed"].transform("nunique")
+    return Asked(found.results[counts == len(set(eval_seeds))].reset_index(drop=True), found.speed)
+
+
 class _Rows:
     """The rows of all results.tsv, or of all speed.tsv, found by what they are about."""
 
@@ -367,7 +374,7 @@ class _Rows:
 def described(sampling: Sampling) -> str:
     """A way to sample in words."""
     guidance = sampling.guidance
-    words = f"{sampling.steps} sampling step{'' if sampling.steps == 1 else 's'}"
+    words = f"{sampling.steps} sampling step{'' if sampling.steps == 1 else 's'}{', crops' if sampling.crops else ''}"
     if guidance.scale == 0:
         return words
     return f"{words}, guidance scale {guidance.scale:g}, mode {guidance.mode}, k {guidance.langevin_steps}"

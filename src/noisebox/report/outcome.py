@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 
 from noisebox.report.markdown import listed, number, plural, signed
-from noisebox.report.sections import at_steps
+from noisebox.report.sections import at_steps, speedup
 from noisebox.report.tables import Row, records
 
 FEW = 3  # lineages that a sentence names one by one
@@ -96,7 +96,7 @@ def _against_teacher(row: Row) -> str:
     one = f"{number(row['teacher_AP_1'])} at 1 step ({_judged(row, 'gap_1')})"
     many = (
         f"{number(row['teacher_AP'])} at {plural(row['teacher_steps'], 'step')} "
-        f"({_judged(row, 'gap')}, at {row['speedup']:.1f} times its speed)"
+        f"({_judged(row, 'gap')}, at {speedup(row)} times its speed)"
     )
     told = [one] if row["pairs_1"] else []
     told += [many] if row["pairs"] and row["teacher_steps"] > 1 else []

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal, NamedTuple
@@ -94,18 +94,30 @@ def appearance(place: int) -> Look:
     return Look(PALETTE[colour], DASHES[turn % len(DASHES)], MARKERS[turn % len(MARKERS)])
 
 
-def loss_plot(curves: Sequence[Curve], looks: Mapping[str, Look], path: Path, label: str = "training loss") -> None:
-    """Draw each run's loss (thin) and, per lineage, the mean over its train seeds where all have a value."""
-    with figure_of(path, lines_of(looks)) as (axes,):
-        drawn = draw_curves(axes, curves, looks)
-        axes.set_ylabel(label)
-        fall = drawn.max() / drawn.min() if drawn.min() > 0 else 0.0
-        if fall > LOG_FROM:
-            axes.set_yscale("log")
-            axes.set_ylabel("training loss (log scale)")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8) if fall < 10 else (1, 2, 5)))
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axes.yaxis.set_minor_locator(NullLocator())
+def loss_plot(curves: Sequence[Curve], looks: Mapping[str, Look], path: Path) -> None:
+    """Draw losses as `draw_losses` does; what went on from a parent has a panel of its own, from its own start, since
+    finetunes are much shorter than what they go on from."""
+    of_scratch = [curve for curve in curves if curve.start == 0]
+    finetunes = [replace(curve, start=0) for curve in curves if curve.start > 0]
+    panels: dict[str, Sequence[Curve]] = {"iterations": of_scratch, "iterations after the parent's": finetunes}
+    shown = {words: some for words, some in panels.items() if some} or {"iterations": curves}
+    with figure_of(path, lines_of(looks), panels=len(shown), sharex=False) as every:
+        for axes, (words, some) in zip(every, shown.items(), strict=True):
+            draw_losses(axes, some, looks, "training loss")
+            axes.set_xlabel(words)
+
+
+def draw_losses(axes: Axes, curves: Sequence[Curve], looks: Mapping[str, Look], label: str) -> None:
+    """Draw curves as `draw_curves` does, on a logarithmic axis where they fall far."""
+    drawn = draw_curves(axes, curves, looks)
+    axes.set_ylabel(label)
+    fall = drawn.max() / drawn.min() if drawn.min() > 0 else 0.0
+    if fall > LOG_FROM:
+        axes.set_yscale("log")
+        axes.set_ylabel(f"{label} (log scale)")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8) if fall < 10 else (1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def draw_curves(
@@ -146,6 +158,7 @@ def steps_plot(results: pd.DataFrame, looks: Mapping[str, Look], path: Path, noi
     results = at_every_step(results, noiseless)
     summary, points = summarise(results), seed_means(results)
     with figure_of(path, lines_of(looks)) as (axes,):
+        _ap_axis(axes, summary, points["AP"])
         for aside, (lineage, look) in zip(_asides(len(looks)), looks.items(), strict=True):
             mean, own = summary[summary["run"] == lineage], points[points["run"] == lineage]
             steps = mean["sample_step"] * aside
@@ -154,7 +167,6 @@ def steps_plot(results: pd.DataFrame, looks: Mapping[str, Look], path: Path, noi
             (dots,) = axes.plot(own["sample_step"] * aside, own["AP"], look.marker, linestyle="", color=look.colour)
             dots.set(markersize=2.4, markeredgewidth=0, alpha=0.6)
         _steps_axis(axes, results["sample_step"])
-        _ap_axis(axes, summary, points["AP"])
 
 
 def at_every_step(results: pd.DataFrame, noiseless: Collection[str]) -> pd.DataFrame:
@@ -169,6 +181,7 @@ def at_every_step(results: pd.DataFrame, noiseless: Collection[str]) -> pd.DataF
 def tradeoff_plot(table: pd.DataFrame, looks: Mapping[str, Look], path: Path) -> None:
     """Draw `tables/tradeoff.tsv`: against sampling steps AP with its interval, and seconds per image."""
     with figure_of(path, lines_of(looks), panels=2) as (above, below):
+        _ap_axis(above, table)
         for aside, (lineage, look) in zip(_asides(len(looks)), looks.items(), strict=True):
             rows = table[table["run"] == lineage]
             steps = rows["sample_step"] * aside
@@ -177,7 +190,6 @@ def tradeoff_plot(table: pd.DataFrame, looks: Mapping[str, Look], path: Path) ->
                 line.set(linewidth=LINE, marker=look.marker, markersize=3)
             _interval_bars(above, steps, rows, look)
         _steps_axis(below, table["sample_step"])
-        _ap_axis(above, table)
         below.set_yscale("log")
         log_ticks(below.yaxis)
         below.set_ylabel("s per image (log scale)")
@@ -188,30 +200,30 @@ def distillation_plot(table: pd.DataFrame, points: pd.DataFrame, looks: Mapping[
     teacher its `points`, a table as `tables/tradeoff.tsv`, up to the steps that were learned from, joined. The upper
     axis tells the sampling steps at their mean time.
     """
-    learned_from = table.groupby("teacher")["teacher_steps"].max()
+    lessons = {
+        str(teacher): points[(points["run"] == teacher) & (points["sample_step"] <= most)]
+        for teacher, most in table.groupby("teacher")["teacher_steps"].max().items()
+    }
+    drawn = pd.concat([*lessons.values(), table])
     legend: dict[str, Line2D] = {}
-    drawn = []
     with figure_of(path, legend) as (axes,):
+        _ap_axis(axes, drawn)
         for lineage, look in looks.items():
-            own, lesson = table[table["run"] == lineage], points[points["run"] == lineage]
-            if lineage in learned_from:
-                lesson = lesson[lesson["sample_step"] <= learned_from[lineage]]
-                drawn.append(lesson)
+            own, lesson = table[table["run"] == lineage], lessons.get(lineage)
+            if lesson is not None:
                 _interval_bars(axes, lesson["s_per_img"], lesson, look)
                 (line,) = axes.plot(lesson["s_per_img"], lesson["AP"], color=look.colour, linestyle=look.dashes)
                 line.set(linewidth=0.9, marker=look.marker, markersize=3.5, markerfacecolor="white")
                 legend[lineage] = line
             if len(own):
-                drawn.append(own)
                 _interval_bars(axes, own["s_per_img"], own, look)
                 (dots,) = axes.plot(own["s_per_img"], own["AP"], look.marker, color=look.colour, markersize=4.5)
                 legend.setdefault(lineage, dots)
         axes.set_xscale("log")
         axes.margins(x=0.08)
-        _ap_axis(axes, pd.concat(drawn))
         log_ticks(axes.xaxis)
         axes.set_xlabel("seconds per image (log scale)")
-        times = apart(pd.concat(drawn).groupby("sample_step")["s_per_img"].mean())
+        times = apart(drawn.groupby("sample_step")["s_per_img"].mean())
         above = axes.secondary_xaxis("top")
         above.set_xticks(times.to_numpy(), [str(steps) for steps in times.index])
         above.xaxis.set_minor_locator(NullLocator())
@@ -266,11 +278,16 @@ def _asides(count: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
 
 
 def _interval_bars(axes: Axes, places: "pd.Series[float]", rows: pd.DataFrame, look: Look) -> None:
-    """The 95 % interval of AP, where there is one, as a bar with an end mark at either end, behind all else."""
+    """The 95 % interval of AP, where there is one, as a bar behind all else, with an end mark at either end, or a
+    triangle where it goes on beyond the axis, whose limits are set by then."""
     ends = (rows["AP"] - rows["AP_low"], rows["AP_high"] - rows["AP"])
     bars = axes.errorbar(places, rows["AP"], yerr=ends, fmt="none", ecolor=look.colour, capsize=1.6, zorder=1)
     for part in (*bars[1], *bars[2]):
         part.set(linewidth=0.6, alpha=0.5)
+    low, high = axes.get_ylim()
+    for limit, beyond, marker in ((low, rows["AP_low"] < low, "v"), (high, rows["AP_high"] > high, "^")):
+        (cut,) = axes.plot(places[beyond], np.full(beyond.sum(), limit), marker, color=look.colour, markersize=3)
+        cut.set(markeredgewidth=0, clip_on=False, zorder=3)
 
 
 def _ap_axis(axes: Axes, rows: pd.DataFrame, points: "pd.Series[float] | None" = None) -> None:
@@ -279,12 +296,11 @@ def _ap_axis(axes: Axes, rows: pd.DataFrame, points: "pd.Series[float] | None" =
     axes.set_ylabel("AP (COCO, 0–100)")
     measured = rows["AP"] if points is None else pd.concat([rows["AP"], points])
     low, high = measured.min(), measured.max()
-    room = (high - low) / 2
-    if room > 0:
-        below, above = (
-            beyond.fillna(0).clip(0, room).max() for beyond in (low - rows["AP_low"], rows["AP_high"] - high)
-        )
-        axes.set_ylim(max(low - below, 0) - room / 5, high + above + room / 5)
+    if math.isnan(low):
+        return
+    room = max((high - low) / 2, 0.5)  # one value alone has some, too
+    below, above = (beyond.fillna(0).clip(0, room).max() for beyond in (low - rows["AP_low"], rows["AP_high"] - high))
+    axes.set_ylim(max(low - below, 0) - room / 5, high + above + room / 5)
 
 
 def apart(times: "pd.Series[float]") -> "pd.Series[float]":
@@ -325,10 +341,10 @@ def lines_of(looks: Mapping[str, Look]) -> dict[str, Line2D]:
 
 
 @contextmanager
-def figure_of(path: Path, legend: Mapping[str, Line2D], panels: int = 1) -> Iterator[list[Axes]]:
+def figure_of(path: Path, legend: Mapping[str, Line2D], panels: int = 1, sharex: bool = True) -> Iterator[list[Axes]]:
     """Yield the axes of a figure, panels below each other, that is then written to `path`, its legend at the bottom."""
     with canvas(path) as figure:
-        yield list(figure.subplots(panels, sharex=True, squeeze=False)[:, 0])
+        yield list(figure.subplots(panels, sharex=sharex, squeeze=False)[:, 0])
         names = [broken(name) for name in legend]
         columns = 2 if len(names) > 1 and max(len(name) for name in names) <= NARROW else 1
         lines = math.ceil(sum(name.count("\n") + 1 for name in names) / columns)

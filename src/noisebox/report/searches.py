@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -21,6 +22,7 @@ from noisebox.report.plots import HEIGHT, LINE, PALETTE, SMALL, WIDTH, canvas, f
 COMPLETED, PRUNED, FAILED = PALETTE[0], PALETTE[1], "#777777"
 RISING = "viridis"  # told apart with any colour vision, and light where it is high
 ENOUGH = 8  # completed trials, of which importance says something
+CENTRED: Any = {end: {"fontsize": SMALL, "ha": "center", "va": va} for end, va in ((0, "top"), (1, "bottom"))}
 QUANTILE = 0.25  # of the trials, that are held against all
 
 Ranges = Mapping[str, RangeConfig]
@@ -75,9 +77,9 @@ def text(name: str, config: SearchConfig, trials: Sequence[Trial], keys: Sequenc
         f"{budget(config.budget)}: {', '.join(f'{count} {status}' for status, count in counts.items() if count)}. "
         f"{pruning(config.pruning)}",
         table(["rank", "trial", "status", "metric", "loss", *(f"`{key}`" for key in keys)], rows),
-        "*Metric: what the lineage's training validates by, at the last evaluation of the trial; loss: of its last "
-        "iterations. A short training says which settings start well, not which end best.* Numbers: "
-        f"[{name}.csv]({name}.csv).",
+        "*Metric: what the lineage's training validates by (AP, in the BEV line mIoU; 0 to 100), at the last "
+        "evaluation of the trial; loss: of its last iterations. A short training says which settings start well, not "
+        f"which end best.* Numbers: [{name}.csv]({name}.csv).",
         *(["\n".join(reasons)] if reasons else []),
         *(
             f"[![{shows}]({name}_{kind}.png)]({name}_{kind}.svg)\n\n*{caption}*"
@@ -92,7 +94,7 @@ def text(name: str, config: SearchConfig, trials: Sequence[Trial], keys: Sequenc
                     "parallel",
                     "Values and metric of each trial",
                     "Each completed trial is a line through its values to its metric, which colours it; others are "
-                    "grey.",
+                    "grey. Log: a logarithmic axis.",
                 ),
                 (
                     "history",
@@ -189,14 +191,19 @@ def parallel_plot(trials: Sequence[Trial], ranges: Ranges, path: Path) -> None:
             heights = [_height(ranges[key], trial.values.get(key)) for key in ranges] + [float(norm(trial.score))]
             colour = colours(float(norm(trial.score))) if is_completed else "#bbbbbb"
             axes.plot(range(len(heights)), heights, color=colour, linewidth=LINE if is_completed else 0.7)
-        axes.set_xticks(range(len(ranges) + 1), [*(key.replace(".", ".\n", 1) for key in ranges), "metric"])
+        axes.set_xticks(range(len(ranges) + 1), [*(_title(*each) for each in ranges.items()), "metric\n(0–100)"])
         axes.set_yticks([])
-        axes.set(xlim=(-0.3, len(ranges) + 0.3), ylim=(-0.08, 1.08))
+        axes.set(xlim=(-0.3, len(ranges) + 0.3), ylim=(-0.14, 1.14))
         axes.spines["left"].set_visible(False)
         for place, range_ in enumerate(ranges.values()):
             _mark(axes, place, range_)
         for height, score in ((0, low), (1, high)) if high > low else ((0, low),):
             _tick(axes, len(ranges), height, number(score))
+
+
+def _title(key: str, range_: RangeConfig) -> str:
+    """A key in two lines, and that its axis is logarithmic."""
+    return key.replace(".", ".\n", 1) + (" (log)" if range_.log_uniform else "")
 
 
 def _height(range_: RangeConfig, value: object) -> float:
@@ -219,6 +226,10 @@ def _mark(axes: Axes, place: int, range_: RangeConfig) -> None:
 
 
 def _tick(axes: Axes, place: float, height: float, words: str) -> None:
+    """Words at an axis: beyond its ends, where no line runs, or else on a ground of their own."""
+    if height in (0, 1):
+        axes.annotate(words, (place, height), (0, 5 if height else -5), textcoords="offset points", **CENTRED[height])
+        return
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
     axes.text(place + 0.04, height, words, fontsize=SMALL, va="center", bbox=box)
 
@@ -244,4 +255,4 @@ def history_plot(trials: Sequence[Trial], ranges: Ranges, path: Path) -> None:
             (line,) = axes.plot([trial.number for trial in completed], so_far)
             line.set(color=COMPLETED, linewidth=LINE, drawstyle="steps-post", zorder=1, alpha=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.set(xlabel="trial", ylabel="metric")
+        axes.set(xlabel="trial", ylabel="metric (0–100)")

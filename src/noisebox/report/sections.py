@@ -170,8 +170,8 @@ def _spread(row: Row, name: str) -> str:
     return ABSENT if math.isnan(row[name]) and row["train_seeds"] == 1 else number(row[name])
 
 
-def numbers_link(name: str) -> str:
-    return f"Numbers: [tables/{name}.tsv](tables/{name}.tsv)."
+def numbers_link(*names: str) -> str:
+    return f"Numbers: {listed(f'[tables/{name}.tsv](tables/{name}.tsv)' for name in names)}."
 
 
 def nan_note(results: pd.DataFrame) -> list[str]:
@@ -209,7 +209,7 @@ def steps_caption(main: pd.DataFrame) -> str:
     overlap = " Bars that overlap say nothing of a difference, which is paired: see [Differences](#differences)."
     return (
         f"*AP against sampling steps, lineages beside each other: mean over train seeds (line){bars(main)}, each train "
-        f"seed (points).{same}{overlap if bars(main) else ''}* {numbers_link('steps')}"
+        f"seed (points).{same}{overlap if bars(main) else ''}* {numbers_link('main', 'steps')}"
     )
 
 
@@ -217,7 +217,7 @@ def bars(rows: pd.DataFrame) -> str:
     """What the bars of a plot of `rows` show; nothing where there are none."""
     if rows["AP_low"].isna().all():
         return ""
-    return " with its 95 % interval over train seeds (bar; one without an end mark goes on beyond the plot)"
+    return " with its 95 % interval over train seeds (bar; a triangle: it goes on beyond the plot)"
 
 
 def classes(main: pd.DataFrame) -> str:
@@ -335,7 +335,7 @@ def distillation(rows: pd.DataFrame, asked: Asked, taught: Taught, runs: Sequenc
     for row in records(rows):
         many = [number(row["teacher_AP"]), *judged_cells(row, "gap")] if row["pairs"] else [ABSENT] * 4
         one = [number(row["teacher_AP_1"]), *judged_cells(row, "gap_1")] if row["pairs_1"] else [ABSENT] * 4
-        seconds = [f"{row['teacher_s_per_img']:.4f}", f"{row['speedup']:.1f}"] if row["pairs"] else [ABSENT] * 2
+        seconds = [f"{row['teacher_s_per_img']:.4f}", speedup(row)] if row["pairs"] else [ABSENT] * 2
         cells.append(
             [
                 *[f"`{row['run']}`", str(row["sample_step"]), number(row["AP"]), _spread(row, "AP_std")],
@@ -344,13 +344,20 @@ def distillation(rows: pd.DataFrame, asked: Asked, taught: Taught, runs: Sequenc
             ]
         )
     missing = listed(f"`{run}` seed {seed} at {plural(n, 'step')}" for run, seed, n in not_asked(asked, taught))
-    reason = f" {ABSENT}: protocols.distillation does not ask for {missing}." if missing else ""
+    reason = f" {ABSENT}: not asked for under all eval seeds of protocols.distillation: {missing}." if missing else ""
     caption = (
         "*n: the steps of the teacher's that the student learned from. Gap: the student's AP minus the teacher's at n "
         f"steps or at 1 step, paired by train and eval seed.{_one_teacher(rows)} {AS_BEFORE} Speed-up: the teacher's "
-        f"seconds per image at n steps over the student's.{reason}* {numbers_link('distillation')}"
+        "seconds per image at n steps over the student's, the least and the most of a train seed where these differ."
+        f"{reason}* {numbers_link('distillation')}"
     )
     return "\n\n".join([table(header, cells), caption, *_other_checkpoints(taught, runs)])
+
+
+def speedup(row: Row) -> str:
+    """`6.0 to 8.4`, or one number where all train seeds have it."""
+    low, high = f"{row['speedup_low']:.1f}", f"{row['speedup_high']:.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _one_teacher(rows: pd.DataFrame) -> str:
@@ -458,10 +465,20 @@ def errors(rows: pd.DataFrame) -> str:
         "et al. 2020), mean over train seeds of each one's mean over eval seeds. A false detection is a duplicate if a "
         "better one has its object already, of the wrong class if it lies on an object of another, badly located if it "
         "overlaps an object of its class by an IoU of 0.1 to 0.5, both if that object is of another class, and else on "
-        "background; an object is missed if none of these is about it. Costs do not add up: one error hides others.* "
+        "background; an object is missed if it was not found and no error of class or place is about it. Costs do not "
+        "add up: one error hides others.* "
         f"{numbers_link('errors')}"
     )
     return f"{table(['lineage', 'steps', 'AP50', *kinds, 'train × eval seeds', 'breakdown.json'], cells)}\n\n{caption}"
+
+
+def errors_caption(rows: pd.DataFrame) -> str:
+    """What the plot of errors shows."""
+    line = "" if rows["cost_low"].isna().all() else " with its 95 % interval (line; it may go on beyond the plot)"
+    return (
+        f"*What each kind of error costs: mean over train seeds (bar){line}, each train seed (points).* "
+        f"{numbers_link('errors')}"
+    )
 
 
 def sizes(rows: pd.DataFrame) -> str:
@@ -562,7 +579,11 @@ def provenance(runs: Sequence[Evaluated]) -> str:
                 " ".join(link(name, _evaluated(run, name)) for name in files),
             ]
         )
-    return table(["lineage", "train seed", "checkpoint sha256", "data sha256", "code", "files"], rows)
+    header = ["lineage", "train seed", "checkpoint sha256", "data sha256", "code", "files"]
+    return (
+        "runs/ and evals/ are not in git: `make demo` makes them on the embedded data, and "
+        f"`dvc pull` brings them where the project has a DVC remote.\n\n{table(header, rows)}"
+    )
 
 
 def _evaluated(run: Evaluated, name: str) -> str:

@@ -26,6 +26,7 @@ from noisebox.files import read_json, read_yaml, write_text
 from noisebox.report import markdown
 from noisebox.report.evaluations import (
     CLASS_PREFIX,
+    DATASET,
     IMPORTED,
     METRICS,
     RESULTS,
@@ -63,16 +64,21 @@ class LineageRow(Section):
     """A lineage sampled in one way: the mean over train seeds of their means over eval seeds.
 
     `train_seeds` are by default the experiment's, or all that are `imported`; `eval_seeds` are by default all that the
-    evaluations have for this way.
+    evaluations have for this way. `crops` is YOLC's second look.
     """
 
     lineage: str
     name: Words | None = None
     sample_step: Positive = 1
     guidance: GuidanceConfig = GuidanceConfig()
+    crops: bool = False
     train_seeds: Annotated[list[Count], Field(min_length=1)] | None = None
     eval_seeds: Annotated[list[Count], Field(min_length=1)] | None = None
     imported: bool = False
+
+    def sampling(self) -> Sampling:
+        """The way that the row is about."""
+        return Sampling(steps=self.sample_step, guidance=self.guidance, crops=self.crops)
 
 
 class LiteratureRow(Section):
@@ -218,7 +224,17 @@ class _Measured:
                 raise _Missing(
                     f"train seed {seed} was evaluated under the eval seeds {_joined(there)}, not {_joined(wanted)}"
                 )
+        if self.row.imported:
+            self._of_one_dataset(rows)
         return rows
+
+    def _of_one_dataset(self, rows: pd.DataFrame) -> None:
+        """Raises _Missing where a mean would be over results on several datasets, or on parts of one."""
+        named = rows["dataset"].fillna("") if "dataset" in rows else [""] * len(rows)
+        sets = dict.fromkeys(zip(named, rows["images"], strict=True))
+        if len(sets) > 1:
+            told = " and ".join(f"{name or 'no named dataset'} ({count or '?'} images)" for name, count in sets)
+            raise _Missing(f"its results are on {told}: choose some by train_seeds or eval_seeds")
 
     @cached_property
     def speed(self) -> pd.DataFrame:
@@ -229,11 +245,11 @@ class _Measured:
         return pd.concat([self._rows_of(seed, path_of(self.row.lineage, seed), columns) for seed in self.seeds])
 
     def _rows_of(self, seed: int, path: str, columns: Columns) -> pd.DataFrame:
-        lineage, sampling = self.row.lineage, Sampling(steps=self.row.sample_step, guidance=self.row.guidance)
+        lineage, sampling = self.row.lineage, self.row.sampling()
         if not (self.root / path).exists():
             made_by = "import-logs <folder>" if self.row.imported else f"evaluate {lineage} --seed {seed}"
             raise _Missing(f"{path} does not exist; this makes it: noisebox {made_by}")
-        table = read_evaluation(self.root / path, columns, lineage, seed)
+        table = read_evaluation(self.root / path, columns, lineage, seed, optional=DATASET)
         way = sampling.columns()
         asked = (table[list(way)] == list(way.values())).all(axis="columns")
         if self.row.eval_seeds and "eval_seed" in table:

@@ -24,6 +24,7 @@ from noisebox.report.evaluations import (
     detections_path,
     iterations_before,
     read_run,
+    under_all,
     unguided,
 )
 from noisebox.report.manifest import report_entries, write_manifest
@@ -87,7 +88,8 @@ class Evidence:
         main, noiseless = self.experiment.protocols.main, self.experiment.detr.lineages
         every = unguided(self.runs, list(dict.fromkeys(self.experiment.lineages)), main.eval_seeds).results
         asked, once = every[every["sample_step"].isin(main.sample_steps)], self.asked["main"].results
-        found = tables.scalars(pd.concat([asked, once[once["run"].isin(noiseless)]]), noiseless)
+        of_all = pd.concat([asked, once[once["run"].isin(noiseless)]])
+        found = tables.scalars(of_all, len(set(main.eval_seeds)), noiseless)
         return {lineage: found.get(lineage, {}) for lineage in self.experiment.detectors()}
 
 
@@ -101,7 +103,7 @@ def gather(experiment: ExperimentConfig, root: Path) -> Evidence:
     rows = asked(runs, experiment)
     if experiment.protocols.distillation:
         compared = experiment.lineages_asked("distillation")
-        rows["distillation"] = unguided(runs, compared, experiment.protocols.distillation.eval_seeds)
+        rows["distillation"] = under_all(runs, compared, experiment.protocols.distillation.eval_seeds)
     iterations = {name: listed(run.iterations for run in runs if run.lineage == name) for name in lineages}
     taught = tables.students(runs, experiment.lineages_asked("distillation"))
     first = next(iter(seeds))
@@ -263,8 +265,7 @@ def summary(
         "## Errors",
         sections.errors(found.errors),
         plot("AP50 gained without each kind of error", "errors"),
-        "*What each kind of error costs: mean over train seeds (bar) with its 95 % interval (line; it may go on beyond "
-        "the plot), each train seed (points).* Numbers: [tables/errors.tsv](tables/errors.tsv).",
+        sections.errors_caption(found.errors),
         plot("Precision against recall", "curves"),
         "*Precision against recall, means over train and eval seeds, as far as any detection reaches.* Numbers: "
         "breakdown.json as above.",
@@ -276,9 +277,8 @@ def summary(
         "## Training",
         plot("Training loss", "loss"),
         "*Training loss of each train seed of the main table's lineages (thin) and its mean over them (thick), "
-        "averaged over hundredths of the axis. A finetune goes on where its parent ended, if the parent is reported "
-        "too; losses of different recipes may have different terms.* Numbers: training.csv under "
-        "[Provenance](#provenance).",
+        "averaged over hundredths of the axis; finetunes below, from where their parents ended. Losses of different "
+        "recipes may have different terms.* Numbers: training.csv under [Provenance](#provenance).",
         "## Pictures",
         "![Ground truth and detections](pictures/detections.png)",
         sections.pictures_caption(evidence.pictured, runs[0].train_seed),

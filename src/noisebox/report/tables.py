@@ -73,7 +73,8 @@ ABLATIONS = [
 DISTILLATION = [
     *["run", "kind", "student_steps", "sample_step", *MEASURED, "s_per_img"],
     *["teacher", "teacher_seeds", "teacher_steps", "teacher_AP_1", "teacher_AP", "teacher_s_per_img"],
-    *[*compared_columns("gap_1"), "pairs_1", *compared_columns("gap"), "pairs", "speedup"],
+    *[*compared_columns("gap_1"), "pairs_1", *compared_columns("gap"), "pairs"],
+    *["speedup", "speedup_low", "speedup_high"],
     *["train_seeds", "eval_seeds", "results", "teacher_results"],
 ]
 
@@ -254,7 +255,8 @@ def distillation_table(asked: Asked, taught: Taught) -> pd.DataFrame:
 
     `teacher_AP_1` is the teacher's AP at one step, `teacher_AP` that at `teacher_steps`, as `teacher_s_per_img`;
     `gap_1` and `gap` are the student's AP minus these, over `pairs_1` and `pairs` pairs; `speedup` is the teacher's
-    seconds per image over the student's. What the protocol does not ask for is nan, of 0 pairs.
+    seconds per image over the student's, with that of the train seeds of the least and the most. What the protocol does
+    not ask for is nan, of 0 pairs.
     """
     rows, summary = [], _summary_rows(asked.results, CELL)
     measured, speeds = _by_cell(asked.results, CELL), _by_cell(asked.speed, CELL)
@@ -262,7 +264,8 @@ def distillation_table(asked: Asked, taught: Taught) -> pd.DataFrame:
         teacher = next(iter(of_seed.values()))
         lessons, timings = _as_teacher(asked.results, of_seed), _as_teacher(asked.speed, of_seed)
         one, many = (lessons[lessons["sample_step"] == steps] for steps in (1, teacher.teacher_steps))
-        teacher_seconds = _seconds(timings[timings["sample_step"] == teacher.teacher_steps])
+        timed = timings[timings["sample_step"] == teacher.teacher_steps]
+        teacher_seconds = _seconds(timed)
         for cell in dict.fromkeys((lineage, steps) for steps in (1, teacher.student_steps)):
             if cell not in measured:
                 continue
@@ -274,6 +277,8 @@ def distillation_table(asked: Asked, taught: Taught) -> pd.DataFrame:
             row |= {"teacher_AP_1": _ap(one), **difference_cells("gap_1", gap_1), "pairs_1": gap_1.pairs}
             row |= {"teacher_AP": _ap(many), **difference_cells("gap", gap), "pairs": gap.pairs}
             row |= {"s_per_img": seconds, "teacher_s_per_img": teacher_seconds, "speedup": teacher_seconds / seconds}
+            ratios = _of_seeds(timed) / _of_seeds(speeds[cell])
+            row |= {"speedup_low": ratios.min(), "speedup_high": ratios.max()}
             row |= {"results": _files(measured[cell]), "teacher_results": joined(many["file"])}
             rows.append(row)
     return judged(rows, DISTILLATION, "gap_1", "gap")
@@ -373,6 +378,11 @@ def _seconds(speed: pd.DataFrame) -> float:
     return mean_of(speed["inference_s_per_img"])
 
 
+def _of_seeds(speed: pd.DataFrame) -> "pd.Series[float]":
+    """Seconds per image by train seed."""
+    return speed.set_index("train_seed")["inference_s_per_img"]
+
+
 def without_noise(table: pd.DataFrame, lineages: Collection[str]) -> pd.DataFrame:
     """A finished table in which those of `lineages`, which draw no noise, have neither sampling steps nor eval seeds:
     they have one value a train seed, whatever else was asked."""
@@ -385,18 +395,26 @@ def rounded(table: pd.DataFrame) -> pd.DataFrame:
     """AP, seconds and ratios with as many decimals as in every table."""
     decimals = {
         **dict.fromkeys(["s_per_img", "teacher_s_per_img"], SECONDS_DECIMALS),
-        **dict.fromkeys(["ratio", "speedup"], RATIO_DECIMALS),
+        **dict.fromkeys(["ratio", "speedup", "speedup_low", "speedup_high"], RATIO_DECIMALS),
     }
     numbers = table.select_dtypes("float").columns.drop("guidance_scale", errors="ignore")
     return table.round({name: decimals.get(name, DECIMALS) for name in numbers})
 
 
-def scalars(results: pd.DataFrame, noiseless: Collection[str] = ()) -> dict[str, dict[str, float | None]]:
+def scalars(
+    results: pd.DataFrame, eval_seeds: int, noiseless: Collection[str] = ()
+) -> dict[str, dict[str, float | None]]:
     """The `metrics/<lineage>.json` of each lineage in some results: AP, its standard deviation across train seeds, and
-    AP50, at each step count, or once if it is `noiseless`; None where there is no number."""
+    AP50, at each step count, or once if it is `noiseless`; None where there is no number.
+
+    The names tell what was measured under fewer than `eval_seeds` eval seeds, since DVC puts equal names into one
+    column.
+    """
     metrics: dict[str, dict[str, float | None]] = {}
     for row in records(summarise(results, ["AP", "AP50"]).round(DECIMALS)):
         at = "" if row["run"] in noiseless else f"@{row['sample_step']}"
+        if at and row["eval_seeds"] < eval_seeds:
+            at += f" of {row['eval_seeds']} eval seed{'' if row['eval_seeds'] == 1 else 's'}"
         values = {f"{name}{at}": row[name] for name in ("AP", "AP_std", "AP50")}
         metrics.setdefault(row["run"], {}).update({key: None if math.isnan(v) else v for key, v in values.items()})
     return metrics
