@@ -422,6 +422,7 @@ def test_broken_yaml_is_one_sentence(params: Path) -> None:
             scale=st.floats(0, 10, allow_subnormal=False),
             mode=st.sampled_from(["final", "all"]),
             langevin_steps=st.integers(1, 9),
+            normalise=st.booleans(),
             topk=st.none() | st.integers(1, 500),
         ),
     )

@@ -1,10 +1,13 @@
 """DiffusionDet as a whole: it learns, and its results do not depend on batch, order or seeds sampled together."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_detector import HEIGHT, SMALL, WIDTH, awaken, make_batch, make_detector, opinionated
 
 from noisebox.config import GuidanceConfig, Sampling
+from noisebox.config.diffusiondet import FederatedConfig, LossConfig
 from noisebox.models import BOX_MONITORS
 from noisebox.models.diffusiondet import detector as detector_module
 from noisebox.randomness import normal
@@ -140,6 +143,23 @@ def test_of_more_objects_than_proposals_a_random_choice_is_shown(monkeypatch):
     sizes = (batch.targets[0].boxes_xyxy[:, 2:] - batch.targets[0].boxes_xyxy[:, :2]) / torch.tensor([WIDTH, HEIGHT])
     same = torch.isclose(start[:, None, 2:], sizes, atol=1e-6).all(-1)
     assert same.any(1).all()
+    crowded, sparse = make_batch([1], objects=9), make_batch([2], objects=2)
+    counted = [replace(part.targets[0], counted=torch.tensor([True, True, False])) for part in (crowded, sparse)]
+    both = replace(make_batch([1, 2]), targets=tuple(counted))
+    federated = make_detector(num_proposals=5, loss=LossConfig(federated=FederatedConfig()))
+    assert all(torch.isfinite(term) for term in federated(both, 0, 0).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_what_the_head_saw_without_gradient_leaves_no_parameter_without_one(dtype):
+    """Self-conditioning looks twice: casts of the first look would cut the second one off from its weights."""
+    model = awaken(opinionated(make_detector(label_state=True))).train()
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        terms = model(make_batch([1, 2]), 0, 0)
+        looked = model.training_proposals(model.encode(make_batch([1, 2])), make_batch([1, 2]), 0, 0)
+    loss_of(terms).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    assert not torch.equal(looked.labels, model.noisy_proposals(make_batch([1, 2]), 0, 0).labels)
 
 
 D3PM = {"label_state": True, "label_d3pm": True}

@@ -315,6 +315,19 @@ def test_teacher_and_student_may_carry_labels_or_not(
     assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in moved)
 
 
+def test_students_of_one_state_see_the_labels_that_they_predict_as_in_plain_training() -> None:
+    teacher, student = (opinionated(make_detector(seed=seed, label_state=True)).train() for seed in (1, 0))
+    batch = make_batch(list(range(8)))
+    seen: list[torch.Tensor] = []
+    student.head.register_forward_pre_hook(lambda _, given: seen.append(given[5]))
+    student.distil(teacher, batch, 0, 0, CONSISTENCY)
+    student(batch, 0, 0)
+    first, distilled, again, plain = seen
+    assert torch.equal(first, again) and torch.equal(distilled, plain)
+    differ = (distilled != first).flatten(1).any(1)
+    assert differ.any() and not differ.all()
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -923,7 +923,7 @@ def test_missing_file_names_its_command(root: Path) -> None:
         ),
         ("guidance_topk", "topk", "column 'guidance_topk' is missing"),
         ("\t0.0\tnone", "\t-1\tnone", "line 2: column 'guidance_scale' must be a number from 0 on, not '-1'"),
-        ("\t0.0\tnone", "\t0.0\tsome", "line 2: column 'guidance_mode' must be none, final or all, not 'some'"),
+        ("\t0.0\tnone", "\t0.0\tsome", "line 2: column 'guidance_mode' must be none, final or all, the latter"),
         (
             *("baseline\t1\t2\t5\t", "baseline\t1\t2\t7\t"),
             "results.tsv has no row for 5 sampling steps under eval seed 2, which protocols.main in "

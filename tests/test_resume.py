@@ -25,7 +25,7 @@ from noisebox.errors import UserError
 from noisebox.randomness import numpy_generator
 from noisebox.structures import Batch
 from noisebox.training.checkpoint import load_checkpoint
-from noisebox.training.folder import claimed
+from noisebox.training.folder import claimed, reopen
 from noisebox.training.loop import train
 
 DATA_HASH = "d" * 64
@@ -201,6 +201,35 @@ def test_another_configuration_starts_over_and_says_why(tmp_path: Path, caplog: 
     train_toy(tmp_path / "whole", **other)
     assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
     assert json.loads((tmp_path / "run/run.json").read_text())["timing"]["resumed"] == 0
+
+
+def test_fewer_iterations_than_are_done_are_refused(tmp_path: Path) -> None:
+    run = interrupted_run(tmp_path / "run")
+    shorter = toy_config(**CONFIG, max_iter=3)
+    with pytest.raises(UserError, match="has done 8 iterations, more than the 3 that are asked for now: ask for more"):
+        train(shorter, run, CLASSES, toy_batches, DATA_HASH, validate=toy_ap, if_changed="resume")
+    train_toy(run)
+    train_toy(tmp_path / "whole")
+    assert files_of(run) == files_of(tmp_path / "whole")
+
+
+def test_gone_on_with_a_finished_run_has_its_new_end_as_its_best_where_nothing_is_measured(tmp_path: Path) -> None:
+    for asked in (4, 8):
+        reopen(tmp_path / "run", "best.pth")
+        config = toy_config(**CONFIG | {"eval_every": 0}, max_iter=asked)
+        train(config, tmp_path / "run", CLASSES, toy_batches, DATA_HASH, if_changed="resume")
+        ends = [load_checkpoint(tmp_path / "run" / name) for name in ("best.pth", "model_final.pth")]
+        assert [end["iteration"] for end in ends] == [asked, asked]
+
+
+def test_other_classes_of_the_same_number_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train_toy(tmp_path / "parent")
+    parent, others = tmp_path / "parent/model_final.pth", CLASSES[::-1]
+    train(toy_config(**CONFIG), tmp_path / "child", others, toy_batches, DATA_HASH, parent=parent)
+    assert f"other classes: its weights of {CLASSES[0]} now stand for {others[0]}" in caplog.text
+    caplog.clear()
+    train(toy_config(**CONFIG), tmp_path / "same", CLASSES, toy_batches, DATA_HASH, parent=parent)
+    assert "other classes" not in caplog.text
 
 
 def test_other_data_or_code_or_another_parent_starts_over(

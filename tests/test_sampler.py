@@ -6,14 +6,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.ops import nms
 
 from noisebox.config import Sampling
 from noisebox.config.diffusiondet import SamplerConfig
 from noisebox.diffusion.gaussian import GaussianDiffusion
 from noisebox.diffusion.labels import LabelProcess
-from noisebox.diffusion.sampler import BoxSampler, Prediction, RowKey, sampling_times
+from noisebox.diffusion.sampler import BoxSampler, Prediction, RowKey, ScoredBoxes, sampling_times
 from noisebox.errors import UserError
-from noisebox.randomness import normal
+from noisebox.randomness import normal, numpy_generator
 
 PROPOSALS = 6
 WHWH = torch.tensor([100.0, 80.0, 100.0, 80.0])
@@ -300,6 +301,23 @@ def test_duplicates_are_suppressed_within_a_class_only():
     assert torch.equal(found.boxes_xyxy, boxes[[0, 2, 4, 5]])
     assert found.labels.tolist() == [1, 0, 0, 1]
     assert torch.allclose(found.scores, torch.tensor([3.0, 2.5, 2.0, 1.0]).sigmoid())
+
+
+@pytest.mark.parametrize("far", [0.0, 1e5])
+def test_many_classes_and_far_boxes_cost_no_digits(far):
+    """The kept boxes are those of each class's own NMS, whatever keeps the classes apart."""
+    random = numpy_generator(0, "boxes")
+    corners = torch.tensor(random.uniform(0, 800, (400, 2)), dtype=torch.float32)
+    sizes = torch.tensor(random.uniform(10, 90, (400, 2)), dtype=torch.float32)
+    boxes = torch.cat((corners, corners + sizes), dim=1).repeat(2, 1)
+    boxes[400:] += torch.tensor(random.uniform(-6, 6, (400, 4)), dtype=torch.float32)
+    boxes[0, 2:] += far
+    labels = torch.tensor(random.integers(0, 1203, 400)).repeat(2)
+    scores = torch.tensor(random.uniform(0.1, 0.9, 800), dtype=torch.float32)
+    found = sampler()._suppress(ScoredBoxes(boxes, scores, labels))
+    own = [torch.nonzero(labels == label)[:, 0] for label in labels.unique()]
+    kept = torch.cat([rows[nms(boxes[rows], scores[rows], 0.5)] for rows in own])
+    assert torch.equal(found.scores, scores[kept].sort(descending=True).values)
 
 
 def test_only_as_many_class_scores_as_proposals_survive_a_step():

@@ -3,6 +3,7 @@
 import itertools
 import math
 import statistics as python
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_published_differences_are_inconclusive() -> None:
     """Published as improvements. Over the 15 pairs, as if each were a training, both would be beyond chance."""
     results = published()
     baseline = results[results["run"] == "baseline"]
-    table = tables.differences_table(results).set_index("run")
+    table = tables.differences_table(results, defaultdict(lambda: "90")).set_index("run")
     columns = ["delta", "delta_low", "delta_high", "delta_p", "delta_p_holm"]
     expected = {
         "baseline+geofeat": [0.3481, -0.3032, 0.9994, 0.1482, 0.1706],
@@ -376,7 +377,7 @@ def test_a_clear_gain_is_better_against_parent_and_control_and_its_reverse_is_wo
         for place, (run, ap) in enumerate(level.items())
         for steps in (1, 5)
     )
-    table = tables.differences_table(results)
+    table = tables.differences_table(results, dict.fromkeys(level, "90"))
     assert list(table.columns) == tables.DIFFERENCES
     assert table[["run", "relation", "sample_step"]].to_numpy().tolist() == [
         *[["baseline+finetune", "parent", steps] for steps in (1, 5)],
@@ -386,13 +387,17 @@ def test_a_clear_gain_is_better_against_parent_and_control_and_its_reverse_is_wo
     verdicts = table.groupby("run")["delta_verdict"].unique().map(list).to_dict()
     assert verdicts == {"baseline+finetune": ["better"], "baseline+up": ["better"], "baseline+down": ["worse"]}
     np.testing.assert_allclose(table["delta"], table["AP"] - table["reference_AP"], atol=1e-9)
+    longer = tables.differences_table(results, {**dict.fromkeys(level, "90"), "baseline+up": "200"})
+    relations = longer.set_index("run")["relation"].groupby("run").unique().map(list)
+    assert relations["baseline+up"] == ["parent", "unequal control"]
+    assert relations["baseline+down"] == ["parent", "control"]
 
 
 def test_seeds_that_one_side_lacks_are_counted_as_such() -> None:
     own = {(0, 0): 41.0, (0, 1): 42.0, (1, 0): 44.0, (2, 0): 90.0}
     parent = {(0, 0): 40.0, (1, 0): 41.0, (1, 1): 5.0}
     results = pd.concat([lineage_results("baseline", 1, parent), lineage_results("baseline+geofeat", 1, own)])
-    table = tables.differences_table(results)
+    table = tables.differences_table(results, defaultdict(lambda: "90"))
     (row,) = table.to_dict("records")
     assert (row["delta"], row["pairs"], row["train_seeds"], row["unpaired"]) == (2.0, 2, 2, 3)
     assert row["results"].count(",") == 2

@@ -61,7 +61,7 @@ class DiffusionDetConfig(Section):
     pixel_mean: Colour = IMAGENET_MEAN
     pixel_std: ColourSpread = IMAGENET_STD
     freeze_at: Annotated[int, Field(ge=0, le=5)] = 0
-    hidden_dim: Positive = 256
+    hidden_dim: Annotated[int, Field(ge=4, multiple_of=2)] = 256
     dim_dynamic: Positive = 64
     num_heads: Positive = 6
     dim_feedforward: Positive = 2048

@@ -21,6 +21,7 @@ class GuidanceConfig(Section):
     topk: Positive | None = None
 
 
+UNNORMALISED = "_unnormalised"  # what follows the mode in a table where gradients keep their length
 UNGUIDED = (0.0, "none", 0, 0)  # the columns of guidance where there is none
 
 
@@ -36,7 +37,8 @@ class Sampling(Section):
         """This way as columns of results.tsv and speed.tsv: without guidance 0, `none`, 0, 0; `guidance_topk` 0 lets
         every proposal move; `crops` is 0 or 1."""
         guidance = self.guidance
-        cells = (guidance.scale, guidance.mode, guidance.langevin_steps, guidance.topk or 0)
+        mode = guidance.mode if guidance.normalise else f"{guidance.mode}{UNNORMALISED}"
+        cells = (guidance.scale, mode, guidance.langevin_steps, guidance.topk or 0)
         names = ("guidance_scale", "guidance_mode", "guidance_steps", "guidance_topk")
         guided = dict(zip(names, cells if guidance.scale else UNGUIDED, strict=True))
         return {"sample_step": self.steps, **guided, "crops": int(self.crops)}
@@ -48,5 +50,6 @@ class Sampling(Section):
         if scale == 0:
             return cls(steps=steps, crops=crops)
         count, topk = int(row["guidance_steps"]), int(row["guidance_topk"]) or None
-        guidance = GuidanceConfig(scale=scale, mode=row["guidance_mode"], langevin_steps=count, topk=topk)
+        mode, unnormalised, _ = row["guidance_mode"].partition(UNNORMALISED)
+        guidance = GuidanceConfig(scale=scale, mode=mode, langevin_steps=count, normalise=not unnormalised, topk=topk)
         return cls(steps=steps, guidance=guidance, crops=crops)

@@ -224,9 +224,10 @@ class BoxSampler:
         return ScoredBoxes(prediction.boxes_xyxy.gather(1, proposal), scores, index % num_classes)
 
     def _suppress(self, row: ScoredBoxes) -> ScoredBoxes:
-        # batched_nms keeps the classes apart by an offset that presumes coordinates of at least 0.
-        shifted = row.boxes_xyxy - row.boxes_xyxy.min()
-        kept = batched_nms(shifted, row.scores, row.labels, self.config.nms_threshold)
+        # batched_nms keeps the classes apart by an offset that presumes coordinates of at least 0; of many classes, or
+        # far boxes, float32 would lose the boxes' own digits in it.
+        shifted = row.boxes_xyxy.double() - row.boxes_xyxy.min()
+        kept = batched_nms(shifted, row.scores.double(), row.labels, self.config.nms_threshold)
         return ScoredBoxes(row.boxes_xyxy[kept], row.scores[kept], row.labels[kept])
 
     def _suppress_together(self, rows: ScoredBoxes) -> list[ScoredBoxes]:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from noisebox import graph
 from noisebox.config import ExperimentConfig, ProtocolsConfig, Sampling
+from noisebox.config.sampling import UNNORMALISED
 from noisebox.errors import UserError
 from noisebox.files import read_json
 from noisebox.report.breakdown import Breakdown, read_breakdown
@@ -63,8 +64,8 @@ def _scale(cell: str) -> float:
 
 
 def _mode(cell: str) -> str:
-    if cell not in ("none", "final", "all"):
-        raise ValueError(f"must be none, final or all, not {cell!r}")
+    if cell.removesuffix(UNNORMALISED) not in ("none", "final", "all"):
+        raise ValueError(f"must be none, final or all, the latter two maybe with {UNNORMALISED}, not {cell!r}")
     return cell
 
 
@@ -377,4 +378,5 @@ def described(sampling: Sampling) -> str:
     words = f"{sampling.steps} sampling step{'' if sampling.steps == 1 else 's'}{', crops' if sampling.crops else ''}"
     if guidance.scale == 0:
         return words
-    return f"{words}, guidance scale {guidance.scale:g}, mode {guidance.mode}, k {guidance.langevin_steps}"
+    mode = sampling.columns()["guidance_mode"]
+    return f"{words}, guidance scale {guidance.scale:g}, mode {mode}, k {guidance.langevin_steps}"

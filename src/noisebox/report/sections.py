@@ -17,7 +17,7 @@ from noisebox.report.evaluations import SIZES, Asked, Evaluated, Run, detections
 from noisebox.report.markdown import ABSENT, MINUS, link, links, listed, number, plural, signed, table
 from noisebox.report.pictures import Pictures
 from noisebox.report.statistics import reach
-from noisebox.report.tables import CONTROL, Row, Taught, class_columns, not_asked, records
+from noisebox.report.tables import CONTROL, UNEQUAL, Row, Taught, class_columns, not_asked, records
 
 SHORT = 12  # characters of a hash
 
@@ -266,8 +266,17 @@ def differences(rows: pd.DataFrame) -> str:
         ]
         for row in records(rows)
     ]
-    has_control = (rows["relation"] == "control").any()
+    has_control = rows["relation"].isin(["control", UNEQUAL]).any()
     control = f" The control is the parent trained on as before, by recipe `{CONTROL}`." if has_control else ""
+    unequal = rows[rows["relation"] == UNEQUAL].drop_duplicates("run")
+    lengths = listed(
+        f"`{row['run']}` {row['iterations']}, `{row['reference']}` {row['reference_iterations']}"
+        for row in records(unequal)
+    )
+    if lengths:
+        control += (
+            f" An unequal one was trained on for another number of iterations ({lengths}): what that gave is in Δ."
+        )
     caption = (
         "*Δ: AP minus that of the reference, paired by train and eval seed; mean over train seeds."
         f"{control}{unpaired_note(rows)} {INTERVAL} {reach_note(rows)} {VERDICT}* "

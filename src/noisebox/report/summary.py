@@ -67,7 +67,7 @@ class Evidence:
         main, noiseless = self.asked["main"], self.experiment.detr.lineages
         return Tables(
             main=tables.without_noise(tables.main_table(main.results, self.iterations), noiseless),
-            differences=tables.without_noise(tables.differences_table(main.results), noiseless),
+            differences=tables.without_noise(tables.differences_table(main.results, self.iterations), noiseless),
             steps=tables.without_noise(tables.steps_table(main.results), noiseless),
             speed=tables.without_noise(tables.speed_table(main.speed), noiseless),
             tradeoff=tables.tradeoff_table(self.asked["steps"]),

@@ -45,6 +45,7 @@ SECONDS_DECIMALS = 6
 RATIO_DECIMALS = 3
 GUIDED_CELL = [*CELL, "guidance_scale", "guidance_mode", "guidance_steps"]
 AP_OF_SIZE = {"all": "AP", "small": "APs", "medium": "APm", "large": "APl"}
+UNEQUAL = "unequal control"
 CONTROL = "finetune"  # the recipe that trains on as before: what a finetune gives beyond it is the finetune's own
 
 
@@ -55,7 +56,8 @@ def compared_columns(name: str) -> list[str]:
 
 MEASURED = ["AP", "AP_std", "AP_low", "AP_high"]
 DIFFERENCES = [
-    *["run", "reference", "relation", "sample_step", "AP", "reference_AP", *compared_columns("delta")],
+    *["run", "reference", "relation", "iterations", "reference_iterations", "sample_step"],
+    *["AP", "reference_AP", *compared_columns("delta")],
     *["pairs", "train_seeds", "unpaired", "results", "reference_results"],
 ]
 TRADEOFF = [
@@ -134,9 +136,11 @@ def speed_table(speed: pd.DataFrame) -> pd.DataFrame:
     return table.join(where).assign(train_seeds=grouped.size(), speed=grouped["speed"].agg(joined)).reset_index()
 
 
-def differences_table(results: pd.DataFrame) -> pd.DataFrame:
+def differences_table(results: pd.DataFrame, iterations: Mapping[str, str]) -> pd.DataFrame:
     """`tables/differences.tsv`: per lineage and step count its AP against that of each of its `references` that is in
     `results`. `unpaired` runs of either side have no partner on the other: they are in neither `delta` nor `pairs`.
+
+    By `iterations` of each lineage's last stage a control that was trained on for another time is an UNEQUAL one.
     """
     measured = dict(iter(results.groupby(CELL, sort=False)))
     rows = []
@@ -146,8 +150,15 @@ def differences_table(results: pd.DataFrame) -> pd.DataFrame:
             if theirs is None:
                 continue
             delta = difference(own, theirs)
-            row = {"run": run, "reference": reference, "relation": relation, "sample_step": steps}
-            row |= {"AP": _ap(own), "reference_AP": _ap(theirs), **difference_cells("delta", delta)}
+            lengths = {"iterations": iterations[str(run)], "reference_iterations": iterations[reference]}
+            is_unequal = relation == "control" and len(set(lengths.values())) > 1
+            row = {"run": run, "reference": reference, "relation": UNEQUAL if is_unequal else relation, **lengths}
+            row |= {
+                "sample_step": steps,
+                "AP": _ap(own),
+                "reference_AP": _ap(theirs),
+                **difference_cells("delta", delta),
+            }
             row |= {"pairs": delta.pairs, "train_seeds": delta.train_seeds, "unpaired": delta.unpaired}
             row |= {"results": _files(own), "reference_results": _files(theirs)}
             rows.append(row)

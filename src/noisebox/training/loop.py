@@ -97,7 +97,7 @@ def train(
         with processes.agreed():
             detector = build_model(config, len(classes), fetch_weights=parent is None)
             mentor, its_config = load_teacher(teacher, config, detector, classes) if teacher else (None, None)
-            loaded = _warm_start(config, detector, parent)
+            loaded = _warm_start(config, detector, parent, classes)
             inputs = fingerprint(config.family, parent, teacher, data_hash, root)
         training = _Training(config, classes, Trainer(config, detector, mentor), inputs, work, metric)
         resumed = training.resume(if_changed)
@@ -242,7 +242,7 @@ class _Training:
     def finish(self) -> None:
         """Put into `work/` what is still missing of the run's files."""
         save_checkpoint(self.work / "model_final.pth", self._result())
-        if not self.best_file.exists():
+        if self.best is None or not self.best_file.exists():  # unmeasured, it is of a shorter training, if it is there
             save_checkpoint(self.best_file, self._result())
         for path in (self.best_file, self.work / "last.pth", *self.work.glob(graph.EPOCHS)):
             write_sha256(path)  # a kill may have come between a checkpoint and its hash
@@ -253,6 +253,12 @@ class _Training:
         write_text(self.work / "config.yaml", content)
 
     def _restore(self, state: dict[str, Any]) -> None:
+        if state["iteration"] > self.config.solver.iterations:
+            raise UserError(
+                f"{self.work.parent}: the interrupted training has done {state['iteration']} iterations, more than the "
+                f"{self.config.solver.iterations} that are asked for now: ask for more, or add --if-changed fresh to "
+                "start anew"
+            )
         self.trainer.load_state_dict(state)
         self.metrics.load_state_dict(state["metrics"])
         self.step, self.best = state["iteration"], state["best"]
@@ -278,11 +284,16 @@ class _Training:
         return {**weights, "config": config, "classes": list(self.classes), "iteration": self.step}
 
 
-def _warm_start(config: RunConfig, detector: Model, parent: Path | None) -> LoadReport | None:
+def _warm_start(config: RunConfig, detector: Model, parent: Path | None, classes: Sequence[str]) -> LoadReport | None:
     if parent is None:
         return None
-    report = load_weights(detector, load_checkpoint(parent), parent)
+    state = load_checkpoint(parent)
+    report = load_weights(detector, state, parent)
     log.warning("%s seed%d starts from %s: %s", config.lineage, config.seed, parent, report)
+    before = state.get("classes", classes)
+    if len(before) == len(classes) and list(before) != list(classes):  # of another number, they would be new
+        was, now = next(pair for pair in zip(before, classes, strict=True) if pair[0] != pair[1])
+        log.warning("%s was trained on other classes: its weights of %s now stand for %s, for one", parent, was, now)
     return report
 
 

@@ -1,6 +1,7 @@
 """DiffusionDet (Chen et al. 2023): detection as denoising of boxes, in one page."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
@@ -19,7 +20,7 @@ from noisebox.models.diffusiondet.matcher import PaddedTargets
 from noisebox.models.diffusiondet.pooling import Pyramid
 from noisebox.models.diffusiondet.replay import ReplayedHead
 from noisebox.randomness import KeyedRows, torch_generator
-from noisebox.structures import Batch, Detections, Targets
+from noisebox.structures import Batch, Detections
 
 # Bounds the memory of one pass of the head in evaluation: about 0.25 MB a proposal at the published width, and some
 # ten times that with guidance, whose gradient needs what all stages computed. On a GPU, with fewer at once the host
@@ -69,11 +70,16 @@ class DiffusionDet(Detector):
         return Pyramid.of(self.backbone(batch.images, batch.sizes_hw))
 
     def forward(self, batch: Batch, seed: int, step: int) -> dict[str, Tensor]:
-        pyramid, noisy = self.encode(batch), self.noisy_proposals(batch, seed, step)
-        if self.labels and self.labels.self_conditioned:
-            noisy = self._self_conditioned(pyramid, batch, noisy, seed, step)
-        output = self.look(pyramid, batch, noisy)
+        pyramid = self.encode(batch)
+        output = self.look(pyramid, batch, self.training_proposals(pyramid, batch, seed, step))
         return {**self.supervised(output, batch), **box_monitors(output)}
+
+    def training_proposals(self, pyramid: Pyramid, batch: Batch, seed: int, step: int) -> "NoisyProposals":
+        """The noisy proposals that training shows the head, some with the labels that it sees in them itself."""
+        noisy = self.noisy_proposals(batch, seed, step)
+        if self.labels and self.labels.self_conditioned:
+            return self._self_conditioned(pyramid, batch, noisy, seed, step)
+        return noisy
 
     def look(self, pyramid: Pyramid, batch: Batch, noisy: "NoisyProposals") -> HeadOutput:
         """What the head says of the noisy proposals of a training batch."""
@@ -108,7 +114,7 @@ class DiffusionDet(Detector):
             if len(target.labels) > count:
                 order = torch.randperm(len(target.labels), generator=torch_generator(seed, "shown", step, image_id))
                 chosen = order[:count].to(device)
-                target = Targets(target.boxes_xyxy[chosen], target.labels[chosen])
+                target = replace(target, boxes_xyxy=target.boxes_xyxy[chosen], labels=target.labels[chosen])
             shown.append(target)
         x0 = (placeholders * 2 - 1) * self.config.snr_scale
         objects = PaddedTargets.of(shown)
@@ -131,6 +137,7 @@ class DiffusionDet(Detector):
         noise = KeyedRows([(seed, (step, image_id)) for image_id in batch.image_ids], noisy.t.device)
         with torch.no_grad():
             first = self.look(pyramid, batch, noisy).logits[-1]
+        torch.clear_autocast_cache()  # casts made without gradient: PyTorch up to 2.9 would take them where one is due
         own = self.labels.advance(noisy.labels, first, 0, -1, noise)
         chosen = noise.uniform("self-conditioning", (1, 1)) < 0.5
         return noisy._replace(labels=torch.where(chosen, own, noisy.labels))

@@ -40,13 +40,17 @@ def check_teacher(student: "DiffusionDet", teacher: "DiffusionDet") -> None:
 def consistency_terms(
     student: "DiffusionDet", teacher: "DiffusionDet", batch: Batch, seed: int, step: int, config: DistillConfig
 ) -> dict[str, Tensor]:
-    """Both look at the same noise at the same time; `loss_consistency_box`, `loss_consistency_cls` and, weighted by
-    `supervision`, the loss against ground truth."""
+    """Both look at the same noise at the same time, each with the labels that its own training shows it;
+    `loss_consistency_box`, `loss_consistency_cls` and, weighted by `supervision`, the loss against ground truth."""
     with torch.no_grad():
-        noisy = teacher.noisy_proposals(batch, seed, step)
-        lesson = teacher.look(teacher.encode(batch), batch, noisy)
-    output = student.look(student.encode(batch), batch, student.noisy_proposals(batch, seed, step))
+        lesson = _look(teacher, batch, seed, step)
+    output = _look(student, batch, seed, step)
     return _terms("consistency", student, output, lesson, batch, config)
+
+
+def _look(detector: "DiffusionDet", batch: Batch, seed: int, step: int) -> HeadOutput:
+    pyramid = detector.encode(batch)
+    return detector.look(pyramid, batch, detector.training_proposals(pyramid, batch, seed, step))
 
 
 def sampler_terms(
