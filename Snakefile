@@ -1,5 +1,6 @@
 # The graph, for Snakemake. `params/` says what exists, workflow/rules/ how each part is made, and dvc.yaml says the
 # same to DVC; tests/test_parity.py holds the two together.
+import json
 import subprocess
 import sys
 from functools import cache
@@ -83,6 +84,23 @@ rule all:
         [graph.search_report_outputs(name) for name in EXPERIMENT.every_search()],
 
 
+def record():
+    """Tell DVC what was made, and what is current: not what a failure or `--until` kept from being made, nor what
+    `--touch` only calls current."""
+    if workflow.touch:
+        return
+    told = {"made": [], "current": []}
+    for job in workflow.dag.jobs:
+        if workflow.dag.finished(job):
+            told["made"] += map(str, job.output)
+        elif not workflow.dag.needrun(job):
+            told["current"] += map(str, job.output)
+    subprocess.run([sys.executable, "-m", "noisebox", "record"], input=json.dumps(told), text=True, check=False)
+
+
 onsuccess:
-    made = [str(path) for job in workflow.dag.jobs for path in job.output]
-    subprocess.run([sys.executable, "-m", "noisebox", "record"], input="\n".join(made), text=True, check=False)
+    record()
+
+
+onerror:
+    record()

@@ -118,6 +118,46 @@ def test_record_leaves_what_snakemake_did_not_make_stale(made: Path) -> None:
     assert "finetune@baseline-0" in run(made, "dvc", "status").stdout
 
 
+def stale(root: Path) -> set[str]:
+    """The stages that DVC would run again, for changes of their own."""
+    return set(json.loads(run(root, "dvc", "status", "dvc.yaml", "--json").stdout))
+
+
+def test_record_leaves_what_until_and_touch_kept_from_being_made(made: Path) -> None:
+    edit_yaml(made / "params/scales/test.yaml", solver__base_lr=2e-3)
+    said = run(made, "snakemake", "--cores", "1", "--until", "smoke")
+    assert "recorded 3 of 3 finished stages" in said.stdout + said.stderr
+    untouched = stale(made)
+    assert untouched >= {"train@baseline-0", "finetune@baseline-1"}
+    assert not untouched & {"smoke@baseline", "smoke@finetune"}
+    run(made, "snakemake", "--cores", "1", "--touch")
+    assert stale(made) == untouched
+
+
+def test_what_is_current_by_time_alone_stays_stale_to_dvc(made: Path) -> None:
+    """Such as a source file that came with an old time of change, from an archive."""
+    source, report = (made / f"src/noisebox/{name}.py" for name in ("training/optim", "report/tables"))
+    for path in (source, report):
+        path.write_text(path.read_text() + "\n")
+    os.utime(source, (1_200_000_000, 1_200_000_000))
+    said = run(made, "snakemake", "--cores", "1")
+    assert "recorded 1 of" in said.stdout + said.stderr
+    assert "current by time, but stale to DVC: " in said.stdout + said.stderr
+    assert {"train@baseline-0", "finetune@baseline-1"} <= stale(made) and "report" not in stale(made)
+    run(made, "noisebox", "sync")
+    assert "noisebox train baseline --seed 0 --if-changed fresh" in planned(made)
+
+
+def test_what_was_made_before_a_failure_is_recorded(made: Path) -> None:
+    edit_yaml(made / "params/recipes/baseline.yaml", description="other words")
+    edit_yaml(made / "params/recipes/finetune.yaml", finetune={"base_lr": 1e30})
+    failed = run(made, "snakemake", "--cores", "1", "--keep-going", check=False)
+    assert failed.returncode
+    left = stale(made)
+    assert {"finetune@baseline-0", "finetune@baseline-1"} <= left
+    assert not left & {"smoke@baseline", "train@baseline-0", "train@baseline-1"}
+
+
 def test_what_is_made_as_the_lock_file_says_is_kept(made: Path) -> None:
     """A fresh clone has that file and no cache; made there again, results are the same bytes."""
     lock = (made / "dvc.lock").read_text()

@@ -27,26 +27,36 @@ class NoRepositoryError(UserError):
     """The project is in git only."""
 
 
-def record(root: Path, outputs: Iterable[str]) -> list[str]:
-    """Commit to DVC the stages whose outputs Snakemake just finished or found current; returns what was said.
+def record(root: Path, made: Iterable[str], current: Iterable[str] = ()) -> list[str]:
+    """Commit to DVC the stages whose outputs Snakemake just made, or found current; returns what was said.
 
-    Stages that Snakemake did not look at stay as they are, stale ones included. The embedded data is committed where
-    it is what data.dvc pins, and pinned where data.dvc speaks of another dataset.
+    Snakemake goes by time, so what it finds current may be stale: such a stage is committed only if DVC does not know
+    these outputs, which then come of a run that was cut off before it was recorded. Stages that Snakemake did not look
+    at stay as they are. The embedded data is committed where it is what data.dvc pins, and pinned where data.dvc speaks
+    of another dataset.
     """
-    made = {Path(path).as_posix() for path in outputs if path}
+    finished = {Path(path).as_posix() for path in made if path}
+    there = finished | {Path(path).as_posix() for path in current if path}
     try:
         with repository(root) as repo:
             with repo.lock:
-                stages = [stage for stage in _jobs(repo) if _outputs(stage, root) and _outputs(stage, root) <= made]
+                stages = [stage for stage in _jobs(repo) if _outputs(stage, root) and _outputs(stage, root) <= there]
                 whole = [stage for stage in stages if _present(stage, root) == _outputs(stage, root)]
-                new = [stage for stage in whole if _is_new(stage)]
+                found = [stage for stage in whole if not _outputs(stage, root) & finished]
+                stale = [stage for stage in found if _is_stale(stage)]
+                new = [stage for stage in whole if stage not in stale and _is_new(stage)]
                 for stage in new:
                     stage.save()
                     stage.commit(relink=False)  # a file linked anew would look newer than what was made from it
                 _dump(new)
             said = [f"recorded {len(new)} of {len(stages)} finished stages with DVC"] if new else []
+            if stale:
+                names = ", ".join(stage.addressing for stage in stale)
+                said.append(
+                    f"current by time, but stale to DVC: {names}; after `noisebox sync` Snakemake makes these anew"
+                )
             return said + (
-                _record_data(repo, root) if any(graph.data_manifest(line) in made for line in graph.LINE_NAMES) else []
+                _record_data(repo, root) if any(graph.data_manifest(line) in there for line in graph.LINE_NAMES) else []
             )
     except NoRepositoryError as error:
         return [f"nothing recorded: {error}"]
@@ -117,6 +127,12 @@ def _present(stage: Any, root: Path) -> set[str]:
 def _is_new(stage: Any) -> bool:
     """Whether DVC lacks what the stage made: in its lock file, or, as in a fresh clone with that file, in its cache."""
     return any(stage.changed_entries()) or any(out.use_cache and out.changed_cache() for out in stage.outs)
+
+
+def _is_stale(stage: Any) -> bool:
+    """Whether DVC knows what the stage made, and knows it to be made from something else."""
+    of_deps, of_outs, of_command = stage.changed_entries()
+    return not of_outs and bool(of_deps or of_command)
 
 
 def _is_pruned(changes: list[Any]) -> bool:

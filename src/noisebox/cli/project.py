@@ -1,5 +1,6 @@
 """Verbs between the engines, git and the disk: code, sync, merge, record, prune."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,7 @@ def code() -> None:
 
 @app.command()
 def sync() -> None:
-    """After `dvc pull`: tell Snakemake what is up to date."""
+    """After `dvc pull`, `dvc repro` or `dvc exp run`: tell Snakemake what is up to date."""
     from noisebox.engines import sync as run_sync
 
     for line in run_sync(Path()):
@@ -50,10 +51,15 @@ def merge() -> None:
 def record(
     outputs: Annotated[list[str] | None, typer.Argument(help="Outputs just made.", show_default=False)] = None,
 ) -> None:
-    """Tell DVC what Snakemake made; runs by itself."""
+    """Tell DVC what Snakemake made; runs by itself.
+
+    Without arguments it reads JSON: what was `made`, and what was found
+    `current`.
+    """
     from noisebox.engines import record as run_record
 
-    for line in run_record(Path(), outputs or sys.stdin.read().split("\n")):
+    told = {"made": outputs} if outputs else json.load(sys.stdin)
+    for line in run_record(Path(), **told):
         say(line)
 
 
