@@ -109,6 +109,7 @@ def test_without_lineages_there_are_headers_words_and_one_sentence(tmp_path):
     for name, columns in (("aerial", aerial.AERIAL), ("aerial_differences", aerial.DIFFERENCES)):
         assert (tmp_path / f"tables/{name}.tsv").read_text() == "\t".join(columns) + "\n"
     assert Image.open(tmp_path / "pictures/aerial.png").height < 300
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["aerial.png"]
 
 
 def test_the_picture_shows_heat_crops_and_what_scores_enough(made, tmp_path):

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from conftest import edit_yaml, run
 from typer.main import get_command
 
 from noisebox.cli.app import PANELS, app, logged
+
+pytest_plugins = ("reported_fixtures",)
 
 
 def test_help_lists_every_verb_in_one_line_under_what_it_is_for(project: Path) -> None:
@@ -70,6 +73,16 @@ def test_of_launched_processes_the_first_tells_a_mistake_of_the_words(words: lis
         assert done.returncode == 2 and done.stdout == ""
         said.append(done.stderr)
     assert said[0].startswith(f"noisebox: {sentence}") and said[1] == ""
+
+
+@pytest.mark.parametrize("verb", ["sync", "merge", "record", "prune", "code"])
+def test_between_the_engines_nothing_is_done_beside_the_project(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, told = command_line(verb, *(["some"] if verb == "record" else []))
+    assert code == 2 and "there is no params/experiment.yaml here: run this in the folder that" in told
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_starts_on_a_bad_configuration(project: Path) -> None:

@@ -50,6 +50,19 @@ def test_options_stand_over_params_and_the_try_lies_beside_the_runs(here: Path, 
     assert config["image"]["resize_schedule"] == [[1, 32], [2, 64]]
 
 
+def test_a_finished_try_is_not_replaced_by_another(here: Path, command_line: CommandLine) -> None:
+    assert command_line("train", "baseline", "--iters", 1)[0] == 0
+    final = here / "tries/baseline/seed0/model_final.pth"
+    first = final.read_bytes()
+    assert command_line("train", "baseline", "--iters", 1)[0] == 0 and final.read_bytes() == first
+    code, _, told = command_line("train", "baseline", "--iters", 2)
+    assert (code, final.read_bytes()) == (2, first)
+    assert "tries/baseline/seed0 holds a finished run, of which solver.max_iter was 1, is now 2: name another" in told
+    assert command_line("train", "baseline", "--iters", 2, "--output-dir", "elsewhere")[0] == 0
+    assert command_line("train", "baseline", "--iters", 2, "--if-changed", "fresh")[0] == 0
+    assert load_checkpoint(final)["iteration"] == 2
+
+
 def test_a_training_starts_from_any_checkpoint_of_weights(here: Path, command_line: CommandLine) -> None:
     model = build_model(resolve("baseline", 7, "test"), 3)
     backbone = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}
@@ -60,7 +73,7 @@ def test_a_training_starts_from_any_checkpoint_of_weights(here: Path, command_li
     assert parent["checkpoint"] == "given.pth" and set(parent["loaded"]) == set(backbone) and not parent["unused"]
     trained = load_checkpoint(here / "tries/baseline/seed0/model_final.pth")["model"]
     assert all(torch.equal(trained[name], value) for name, value in backbone.items())
-    code, _, told = command_line("train", "baseline", "--start", "nowhere.pth")
+    code, _, told = command_line("train", "baseline", *options[:-1], "nowhere.pth")
     assert code == 2 and "nowhere.pth does not exist" in told
 
 

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
+from noisebox import graph
 from noisebox.cli.app import app, say
+from noisebox.errors import UserError
+
+
+def project() -> Path:
+    """The folder that these verbs are about, the current one; raises UserError when no project lies there."""
+    if not Path(graph.EXPERIMENT).exists():
+        raise UserError(f"there is no {graph.EXPERIMENT} here: run this in the folder that holds the project's params/")
+    return Path()
 
 
 @app.command()
@@ -19,16 +28,20 @@ def code() -> None:
     """
     from noisebox.linked_code import link_code
 
-    for folder in link_code(Path()) or ["nothing to link anew"]:
+    for folder in link_code(project()) or ["nothing to link anew"]:
         say(folder)
 
 
 @app.command()
 def sync() -> None:
-    """After `dvc pull`, `dvc repro` or `dvc exp run`: tell Snakemake what is up to date."""
+    """Tell Snakemake what DVC says is up to date.
+
+    For after `dvc pull`, `dvc repro` and `dvc exp run`: Snakemake goes by
+    time and by what it made itself.
+    """
     from noisebox.engines import sync as run_sync
 
-    for line in run_sync(Path()):
+    for line in run_sync(project()):
         say(line)
 
 
@@ -43,7 +56,7 @@ def merge() -> None:
     """
     from noisebox.merge import merge as run_merge
 
-    for line in run_merge(Path()):
+    for line in run_merge(project()):
         say(line)
 
 
@@ -59,7 +72,7 @@ def record(
     from noisebox.engines import record as run_record
 
     told = {"made": outputs} if outputs else json.load(sys.stdin)
-    for line in run_record(Path(), **told):
+    for line in run_record(project(), **told):
         say(line)
 
 
@@ -79,7 +92,7 @@ def prune(yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = Fals
     """
     from noisebox.prune import plan_of, remove, size_in_words
 
-    plan = plan_of(Path())
+    plan = plan_of(project())
     for line in plan.kept:
         say(f"kept: {line}")
     for item in plan.items:

@@ -85,11 +85,12 @@ def train(
 
     Options stand over what params/ say. A training with any is none of the
     graph's, so it goes to tries/<lineage>/seed<k>/. With --scale or --dataset
-    that is tries/<lineage>/<scale>-<dataset>-seed<k>/, its parent and teacher
-    are tries of the same scale and dataset, and the dataset is checked first
-    if it was not yet. A try that learns from depth makes its ground truth
+    that is tries/<lineage>/<scale>-<dataset>-seed<k>/, of what is given, its
+    parent and teacher are tries of the same scale and dataset, and the
+    dataset is checked first if it was not yet. A try that learns from depth makes its ground truth
     first, in tries/depth_gt/<dataset>/, where the graph has none of it.
 
+    A finished try of other options is replaced with --if-changed fresh only.
     A killed training is gone on with. Where something changed meanwhile that
     its result depends on, it is refused: --if-changed resume goes on with
     the new one, --if-changed fresh starts anew.
@@ -161,6 +162,10 @@ def train(
 
             task = with_largest_batch(task, run)
             say(f"batch_size auto: {task.config.solver.batch_size}")
+        if (tried or output_dir) and not profile and if_changed != "fresh":
+            from noisebox.training.folder import keep_others
+
+            in_turn(lambda: keep_others(run, task.config))
 
         if profile:
             from noisebox.training.profiling import WARM_UP, profile_training

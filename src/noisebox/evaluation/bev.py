@@ -5,6 +5,7 @@ diagnose`, read of a run.
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,6 @@ from noisebox.config import ExperimentConfig, RunConfig, Sampling
 from noisebox.config.experiment import BevLine
 from noisebox.data.bev import BevSplit
 from noisebox.data.bev_loader import BevSamples, depth_folder, evaluation_batches
-from noisebox.errors import UserError
 from noisebox.evaluation.evidence import check_classes, check_fit, write_evidence
 from noisebox.evaluation.measuring import Asked, asked_of, timed_pass
 from noisebox.evaluation.segmentation import (
@@ -36,6 +36,8 @@ from noisebox.models import Segmenter
 from noisebox.progress import Progress
 from noisebox.structures import BevBatch
 from noisebox.tasks.bev import BevTask
+
+log = logging.getLogger("noisebox")
 
 Key = tuple[int, Sampling]
 Maps = dict[int, np.ndarray[Any, np.dtype[np.uint8]]]
@@ -123,14 +125,14 @@ def evaluate(
 
 
 def pictured_places(line: BevLine, split: BevSplit) -> tuple[int, ...]:
-    """The places of the images that are shown; raises UserError for one that the split does not have."""
-    for place in line.pictures:
-        if place >= len(split.frames):
-            raise UserError(
-                f"{graph.EXPERIMENT}: bev.pictures names image {place}, but {split.name} has {len(split.frames)}, "
-                "counted from 0"
-            )
-    return tuple(dict.fromkeys(line.pictures))
+    """The places of the images that are shown, those that the split has."""
+    there = tuple(place for place in dict.fromkeys(line.pictures) if place < len(split.frames))
+    if len(there) < len(set(line.pictures)):
+        log.warning(
+            "%s has %d images, so not all that bev.pictures in %s names are shown",
+            split.name, len(split.frames), graph.EXPERIMENT,
+        )  # fmt: skip
+    return there
 
 
 def result_rows(

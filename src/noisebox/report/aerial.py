@@ -16,7 +16,7 @@ from noisebox import graph
 from noisebox.config import ExperimentConfig
 from noisebox.errors import UserError
 from noisebox.files import write_text
-from noisebox.report import aerial_pictures, plots, sections
+from noisebox.report import aerial_pictures, sections
 from noisebox.report.aerial_pictures import Looks, read_looks
 from noisebox.report.evaluations import (
     RESULTS,
@@ -27,7 +27,7 @@ from noisebox.report.evaluations import (
     speed_path,
 )
 from noisebox.report.markdown import ABSENT, links, listed, number, signed, table
-from noisebox.report.pictures import write_png
+from noisebox.report.pictures import words_picture, write_png
 from noisebox.report.statistics import difference, mean_of, summarise
 from noisebox.report.tables import (
     Row,
@@ -194,7 +194,7 @@ def write(evidence: AerialEvidence, found: AerialTables, reports: Path) -> None:
     if evidence.looks and evidence.looks.sights:
         write_png(aerial_pictures.grid(evidence.looks), picture)
     else:
-        plots.words_plot(NO_PICTURES if evidence.looks else NOTHING, picture)
+        write_png(words_picture(NO_PICTURES if evidence.looks else NOTHING), picture)
     for name, made in vars(found).items():
         write_text(reports / f"tables/{name}.tsv", tsv(made))
 

@@ -18,7 +18,7 @@ from noisebox.report.bev_evaluations import METRICS, BevRun, asked_of, class_col
 from noisebox.report.bev_pictures import Maps, read_maps
 from noisebox.report.evaluations import IOU_PREFIX, results_path, speed_path
 from noisebox.report.markdown import ABSENT, links, listed, number, plural, table
-from noisebox.report.pictures import write_png
+from noisebox.report.pictures import words_picture, write_png
 from noisebox.report.statistics import CELL, difference, mean_of, seed_means, summarise, under_eval_seeds
 from noisebox.report.tables import Row, compared_columns, difference_cells, joined, judged, records, rounded, tsv
 
@@ -180,7 +180,7 @@ def write(evidence: BevEvidence, found: BevTables, reports: Path) -> None:
     if any(maps.samples for maps in evidence.maps.values()):
         picture = bev_pictures.grid(evidence.maps)
     else:
-        picture = bev_pictures.words_picture(NO_PICTURES if evidence.maps else NOTHING)
+        picture = words_picture(NO_PICTURES if evidence.maps else NOTHING)
     write_png(picture, reports / "pictures/bev.png")
     looks = {lineage: plots.appearance(place) for place, lineage in enumerate(evidence.lineages)}
     bev_plots.write_plots(evidence.runs, evidence.most_steps(), looks, reports / "comparison")

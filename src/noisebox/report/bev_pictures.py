@@ -149,14 +149,6 @@ def grid(maps: Mapping[str, Maps]) -> Image.Image:
     return whole
 
 
-def words_picture(words: str) -> Image.Image:
-    """A picture of words, where there is nothing to draw."""
-    size = (math.ceil(font_of(HEAD_SIZE).getlength(words)) + 2 * MARGIN, HEAD_LINE + 2 * MARGIN)
-    picture = Image.new("RGB", size, "white")
-    ImageDraw.Draw(picture).text((MARGIN, MARGIN), words, "black", font_of(HEAD_SIZE))
-    return picture
-
-
 def write_sheets(files: Mapping[str, Path], out: Path) -> list[Path]:
     """Draw the maps.npz of each lineage as `sample_0000.png` and so on, by the images' places, below `out`.
 

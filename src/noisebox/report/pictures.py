@@ -135,6 +135,14 @@ def picture_grid(columns: dict[str, Pictures], classes: Sequence[str], root: Pat
     return grid
 
 
+def words_picture(words: str) -> Image.Image:
+    """A picture of words, where there is nothing to draw."""
+    size = (math.ceil(font_of(HEAD_SIZE).getlength(words)) + 2 * MARGIN, HEAD_LINE + 2 * MARGIN)
+    picture = Image.new("RGB", size, "white")
+    ImageDraw.Draw(picture).text((MARGIN, MARGIN), words, "black", font_of(HEAD_SIZE))
+    return picture
+
+
 def write_png(image: Image.Image, path: Path) -> None:
     """Write an image atomically, the same bytes every time."""
     with atomic_path(path) as temporary:

@@ -33,7 +33,9 @@ def adopt(path: Path, count: int, scale: str, root: Path = Path()) -> Iterator[s
         write_text(root / graph.recipe_file(name), text)
         of_lineage = graph.Lineage((*lineage.parts[:-1], name)).name
         where = f"parents.{name}: [{lineage.parent.name}]" if lineage.parent else "scratch"
-        yield f"{graph.recipe_file(name)}; to make {of_lineage}: {graph.EXPERIMENT}, under recipes, {where}, lineages"
+        asked = ", asked" if graph.section_of(recipe.family) == "detection" else ""
+        keys = f"recipes, {where}, lineages{asked}"
+        yield f"{graph.recipe_file(name)}; to make {of_lineage}: {graph.EXPERIMENT}, under {keys}"
     yield from _by_name(lineage, scale, root)
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from noisebox import graph, processes
+from noisebox.config import RunConfig
 from noisebox.errors import UserError
-from noisebox.files import clear_unfinished, only_here, second_name
+from noisebox.files import clear_unfinished, only_here, read_yaml, second_name
 from noisebox.training.checkpoint import load_checkpoint, save_checkpoint
+from noisebox.training.provenance import difference
 
 WORK = "work"
 LOCK = "lock"
@@ -46,6 +48,18 @@ def reopen(run: Path, best: str) -> None:
     if (run / LAST).exists() and not (run / WORK / LAST).exists():
         for name in (best, LAST):
             second_name(run / name, run / WORK / name)
+
+
+def keep_others(run: Path, config: RunConfig) -> None:
+    """Raises UserError where a finished run of another configuration lies in `run`."""
+    if (run / "config.yaml").exists():
+        now = {"config": config.model_dump(mode="json")}
+        differs = difference({"config": read_yaml(run / "config.yaml")}, now)
+        if differs:
+            raise UserError(
+                f"{run} holds a finished run, of which {differs}: name another --output-dir, or add --if-changed fresh "
+                "to replace it"
+            )
 
 
 def save_last(work: Path, state: dict[str, Any]) -> None:
