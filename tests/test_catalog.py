@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from coco_files import content, write
+from nuscenes_root import VERSION, write_root
+from PIL import Image
 
 from noisebox import graph
 from noisebox.data import catalog
@@ -22,6 +24,7 @@ from noisebox.data.catalog import (
     prepare_dataset,
     read_manifest,
 )
+from noisebox.data.nuscenes import read_nuscenes
 from noisebox.errors import UserError
 
 WORLD = {"kind": "world", "seed": 3, "image_size": [32, 40], "train": 3, "val": 2}
@@ -131,6 +134,25 @@ def test_the_hash_names_content_alone(root: Path, tmp_path: Path) -> None:
     third = prepare_dataset("other", root)
     assert third["hash"] != second["hash"]
     assert third["splits"]["train"] == second["splits"]["train"]
+
+
+@pytest.mark.parametrize("view", [{"size": [36, 60]}, {"min_depth": 2}, {"max_depth": 20}])
+def test_the_hash_of_maps_tells_how_their_images_are_seen(view: dict[str, Any], root: Path, tmp_path: Path) -> None:
+    where = write_root(tmp_path / "nuscenes")
+    for split in ("train", "val"):
+        for frame in read_nuscenes(where, VERSION).frames(split):
+            label = where / "ann_bev_dir" / split / f"{frame.stem}.png"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (100, 98), 1).save(label)
+    written_down = {"kind": "nuscenes", "root": str(where), "version": VERSION, "classes": ["ground", "road"]}
+    manifests = []
+    for name, changes in (("drives", {}), ("same", {}), ("other", view)):
+        define(root, name, {**written_down, "size": [36, 64], **changes})
+        manifests.append(prepare_dataset(name, root))
+        assert read_manifest(root) == manifests[-1]
+    one, same, other = manifests
+    assert one["hash"] == same["hash"] != other["hash"]
+    assert other["splits"]["val"] == one["splits"]["val"] | view
 
 
 def test_paths_count_from_the_root_and_are_expanded(

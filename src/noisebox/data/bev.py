@@ -114,6 +114,8 @@ class BevView(Dataset):
     def describe(self, name: str, root: Path, progress: Progress | None) -> dict[str, Any]:
         splits = {split: self.open(name, split, root) for split in SPLITS}
         total, done, described = sum(len(split.frames) for split in splits.values()), 0, {}
+        # Of the same files, another view makes other inputs.
+        view = self.model_dump(mode="json", include={"size", "min_depth", "max_depth"})
         for key, split in splits.items():
             cells, content = np.zeros(256, np.int64), hashlib.sha256()
             for k, frame in enumerate(split.frames):
@@ -126,7 +128,7 @@ class BevView(Dataset):
                 if progress:
                     progress(done, total)
             values = {str(value): int(count) for value, count in enumerate(cells) if count}
-            facts = {"images": len(split.frames), "cells": values, "frames_sha256": _frames_sha256(split)}
+            facts = {"images": len(split.frames), **view, "cells": values, "frames_sha256": _frames_sha256(split)}
             described[key] = {**facts, "sha256": content.hexdigest()}
         return {"classes": list(self.names), "splits": described}
 

@@ -2,7 +2,6 @@
 dataset, or of one that tries alone are made on."""
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 from noisebox import graph
@@ -48,7 +47,7 @@ def prepare_depth_for_try(dataset: str, root: Path = Path(), workers: int | None
     split = open_split(dataset, "train", root, manifest)
     settings = settings_of(split)
     place, folder = root / graph.depth_of_tries(dataset), root / graph.depth_folder("train", dataset)
-    made_from = {"data_hash": read_manifest(root, manifest)["hash"], **asdict(settings)}
+    made_from = {"data_hash": read_manifest(root, manifest)["hash"]}
     stamp = place / "made_from.json"
 
     def begun() -> bool:
