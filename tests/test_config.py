@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, edit_yaml, small_experiment
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from noisebox import graph
@@ -21,6 +21,7 @@ from noisebox.config import (
     resolve,
     teacher_of,
 )
+from noisebox.config.section import merged
 from noisebox.errors import UserError
 from noisebox.experiment import check_experiment
 from noisebox.files import read_yaml
@@ -217,6 +218,31 @@ def test_mistakes_in_overrides_are_one_sentence(params: Path, sentence: str) -> 
         settings("baseline", params, **OVERRIDE_MISTAKES[sentence])
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)
+
+
+@given(left=st.integers(1, 40), right=st.integers(1, 40), flip=st.sampled_from([0.0, 0.5]), overfit=st.booleans())
+@example(left=20, right=20, flip=0.5, overfit=False)
+@example(left=20, right=30, flip=0.5, overfit=False)
+def test_a_map_is_mirrored_only_where_it_goes_as_far_left_as_right(
+    left: int, right: int, flip: float, overfit: bool
+) -> None:
+    overrides = {"model__grid": {"x_min": -left, "x_max": right}, "image__flip": flip, "solver__overfit": overfit}
+    if left == right or flip == 0 or overfit:
+        config = settings("lss", ROOT, **overrides)
+        assert config.image.flip == (0 if overfit else flip) and config.model.grid.columns == 2 * (left + right)
+        return
+    with pytest.raises(UserError) as caught:
+        settings("lss", ROOT, **overrides)
+    fault = f"model.grid goes from x -{left} to {right} m, not as far left as right"
+    path = ROOT / "params/scales/test.yaml"
+    assert str(caught.value) == f"{path}: image.flip is 0.5, but {fault}; set image.flip to 0 for the family"
+
+
+def test_what_was_trained_on_mirrored_maps_is_still_evaluated(params: Path) -> None:
+    edit_yaml(params / "params/scales/test.yaml", families__bev__image={"flip": 0})
+    config = settings("lss", params, model__grid__x_max=30)
+    of_checkpoint = merged(config.model_dump(mode="json"), {"image": {"flip": 0.5}})
+    assert RunConfig(**of_checkpoint).model == config.model
 
 
 def test_a_training_lasts_epochs_or_iterations_and_the_last_word_counts(params: Path) -> None:

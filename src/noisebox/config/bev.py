@@ -141,4 +141,10 @@ class BevLossConfig(Section):
     semantic_weight: NotNegative = 0.5
 
 
-FAMILY = Family(BevConfig, BevLossConfig)
+def _lopsided(model: BevConfig) -> str | None:
+    """Why a map turned over is not what the mirrored camera sees: the camera is not above the middle of the grid."""
+    low, high = model.grid.x_min, model.grid.x_max
+    return None if low == -high else f"model.grid goes from x {low:g} to {high:g} m, not as far left as right"
+
+
+FAMILY = Family(BevConfig, BevLossConfig, lopsided=_lopsided)

@@ -1,7 +1,9 @@
 """The table of families: what the `model`, `loss` and `distill` of a family are checked against, read on demand."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from noisebox.config.section import Count, Section
 
@@ -26,13 +28,15 @@ class TeacherConfig(Section):
 @dataclass(frozen=True)
 class Family:
     """The sections of one family; `distill` is None where it cannot be distilled. One that `looks_closer` wants the
-    stored images in its batches, beside the resized ones. One that `shows_parts` may be trained on crops of images."""
+    stored images in its batches, beside the resized ones. One that `shows_parts` may be trained on crops of images.
+    `lopsided` says, of a model's section, why it cannot learn from mirror images; None where it can."""
 
     model: type[Section]
     loss: type[Section]
     distill: type[TeacherConfig] | None = None
     looks_closer: bool = False
     shows_parts: bool = False
+    lopsided: Callable[[Any], str | None] = lambda model: None
 
 
 def sections_of(family: str) -> Family:

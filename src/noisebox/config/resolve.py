@@ -28,7 +28,7 @@ from noisebox.config.run import (
     lasting,
     solver_over,
 )
-from noisebox.config.section import check_overrides, check_section, first_complaint, merged, which_exist
+from noisebox.config.section import Section, check_overrides, check_section, first_complaint, merged, which_exist
 from noisebox.errors import UserError, what_fits
 from noisebox.files import read_yaml
 
@@ -159,6 +159,7 @@ def combined(
             model = _sized(model, scale, part, sections, scale_path)
     sized = _as_asked(scale, last, others, path)
     solver = _solver(sized, last, lineage, path, scale_path, others.get("solver", {}))
+    resolved = check_overrides(sections.model, merged(model, others.get("model", {})), "model")
     return RunConfig(
         lineage=lineage.name,
         seed=seed,
@@ -170,8 +171,8 @@ def combined(
         threads=sized.threads,
         workers=sized.workers,
         eval_batch_size=sized.eval_batch_size,
-        image=_image(sized, solver, others.get("image", {}), sections, scale_path),
-        model=check_overrides(sections.model, merged(model, others.get("model", {})), "model"),
+        image=_image(sized, solver, others.get("image", {}), sections, resolved, scale_path),
+        model=resolved,
         loss=check_overrides(sections.loss, merged(loss, others.get("loss", {})), "loss"),
         solver=solver,
         smoke=sized.smoke,
@@ -344,16 +345,18 @@ def _one_duration(solver: dict[str, Any], where: str) -> None:
 
 
 def _image(
-    scale: ScaleConfig, solver: SolverConfig, others: dict[str, Any], sections: Family, path: Path
+    scale: ScaleConfig, solver: SolverConfig, others: dict[str, Any], sections: Family, model: Section, path: Path
 ) -> ImageConfig:
-    """How images are shown; a training that is to overfit shows them as they are evaluated."""
+    """How images are shown to a model; a training that is to overfit shows them as they are evaluated."""
     image = check_overrides(ImageConfig, merged(scale.image.model_dump(), others), "image")
     if image.crop and not sections.shows_parts:
         raise UserError(f"{path}: image.crop: this family sees whole images in training; take it out for the family")
-    if not solver.overfit:
-        return image
-    as_evaluated = {"train_short_edges": [image.eval_short_edge], "resize_schedule": [], "flip": 0.0, "crop": None}
-    return image.model_copy(update=as_evaluated)
+    if solver.overfit:
+        as_evaluated = {"train_short_edges": [image.eval_short_edge], "resize_schedule": [], "flip": 0.0, "crop": None}
+        return image.model_copy(update=as_evaluated)
+    if image.flip and (fault := sections.lopsided(model)):
+        raise UserError(f"{path}: image.flip is {image.flip:g}, but {fault}; set image.flip to 0 for the family")
+    return image
 
 
 def overrides_of(settings: Sequence[str]) -> dict[str, Any]:
