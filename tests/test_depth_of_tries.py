@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, edit_yaml
-from nuscenes_root import VERSION, write_root
+from nuscenes_root import SCENES, VERSION, write_root
 from PIL import Image
 
 from noisebox import graph
@@ -28,17 +28,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory: params/, and a miniature nuScenes root as dataset `mini`."""
     shutil.copytree(ROOT / "params", tmp_path / "params")
     edit_yaml(tmp_path / "params/experiment.yaml", scale="test", bev__pictures=[0])
-    root = write_root(tmp_path / "nuscenes")
+    define(tmp_path, "mini", "nuscenes", SCENES)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def define(here: Path, name: str, folder: str, scenes: dict[str, int]) -> None:
+    """A dataset, and its root with label maps in a folder; of the same first scenes, roots hold the same."""
+    root = write_root(here / folder, scenes)
     for split in ("train", "val"):
         for image in (root / "samples/CAM_FRONT").glob("*.jpg"):
             labels = np.arange(9800, dtype=np.uint8).reshape(98, 100) % 3
             (root / "ann_bev_dir" / split).mkdir(parents=True, exist_ok=True)
             Image.fromarray(labels).save(root / "ann_bev_dir" / split / f"{image.stem}.png")
-    definition = {"kind": "nuscenes", "root": "nuscenes", "version": VERSION, "size": [36, 64]}
-    path = tmp_path / graph.dataset_file("mini")
+    definition = {"kind": "nuscenes", "root": folder, "version": VERSION, "size": [36, 64]}
+    path = here / graph.dataset_file(name)
     path.write_text(yaml.safe_dump({**definition, "classes": ["ground", "road", "car"]}))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def stems(folder: Path) -> set[str]:
@@ -98,6 +103,21 @@ def test_it_is_made_once_and_again_where_it_would_be_other(
     assert made_by_smoke() == [first, last], "the tables say the same, and the sweep is as long as before"
     (here / FOLDER / f"{first}.npz").unlink()
     assert made_by_smoke() == [first, last]
+
+
+def test_the_graphs_is_taken_only_where_it_has_every_frame(here: Path, command_line: CommandLine) -> None:
+    edit_yaml(here / "params/scales/test.yaml", families__bev__dataset="mini")
+    for command in (("data", "bev"), *(("depth-gt", "--split", split) for split in ("train", "val"))):
+        assert command_line(*command)[0] == 0
+    define(here, "more", "larger", {**SCENES, "scene-0553": 1, "scene-0916": 1})
+    graphs, tries = stems(here / "depth_gt/train"), here / graph.depth_folder("train", "more")
+    code, said, told = command_line("train", "lss", "--dataset", "more", "--iters", 2)
+    assert code == 0, told
+    assert f"{graph.depth_folder('train', 'more')}: 3 files, " in said
+    assert graphs < stems(tries) and stems(here / "depth_gt/train") == graphs
+    assert command_line("evaluate", "lss", "--dataset", "more")[0] == 0
+    maps = np.load(here / "tries/lss/more-seed0/evaluation/maps.npz")
+    assert maps["depth_0"].any(), "of the image that is shown, if not of all, the graph has made it"
 
 
 def test_it_is_there_before_other_processes_start(

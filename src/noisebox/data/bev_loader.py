@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from noisebox import graph
 from noisebox.config import RunConfig
 from noisebox.data.bev import BevSplit
-from noisebox.data.depth import is_made, read_depth, settings_of
+from noisebox.data.depth import all_made, read_depth, settings_of
 from noisebox.data.stream import made_ahead, places_of, scheduled_edge
 from noisebox.data.transforms import resized_hw
 from noisebox.errors import UserError
@@ -138,11 +138,11 @@ class EvaluationBevBatches:
 
 
 def depth_folder(split: BevSplit) -> Path | None:
-    """Where the depth ground truth of a split lies: the graph's, or what tries made; None where neither is of it."""
+    """Where the depth ground truth of a split lies: the graph's, or what tries made; None where neither has all."""
     dataset, _, name = split.name.rpartition("/")
     places = [Path(graph.depth_folder(name)), Path(graph.depth_folder(name, dataset))]
     settings = settings_of(split)
-    return next((place for place in places if is_made(split.frames[0], place, settings)), None)
+    return next((place for place in places if all_made(split.frames, place, settings)), None)
 
 
 def evaluation_batches(

@@ -154,6 +154,11 @@ def is_made(frame: Frame, folder: Path, settings: DepthSettings) -> bool:
         return False
 
 
+def all_made(frames: Sequence[Frame], folder: Path, settings: DepthSettings) -> bool:
+    """Whether the folder has the file of every frame; it may have others."""
+    return all(is_made(frame, folder, settings) for frame in frames)
+
+
 def read_depth(path: Path) -> tuple[Floats, Mask]:
     """Depth and mask (H, W) of a file; raises UserError when it is missing, damaged or holds something else."""
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from noisebox import graph
 from noisebox.data.bev import BevSplit
 from noisebox.data.catalog import manifest_of, open_split, read_manifest
-from noisebox.data.depth import depth_file, is_made, make_depth_gt, read_depth, settings_of
+from noisebox.data.depth import all_made, depth_file, make_depth_gt, read_depth, settings_of
 from noisebox.data.depth_check import write_depth_report
 from noisebox.files import only_here, read_json, sha256, write_json, write_text
 
@@ -38,7 +38,7 @@ def make_depth(
 
 
 def prepare_depth_for_try(dataset: str, root: Path = Path(), workers: int | None = None) -> str | None:
-    """See that a try finds depth ground truth of the images that it trains on: the graph's, where that is of this
+    """See that a try finds depth ground truth of the images that it trains on: the graph's, where that has all of this
     dataset, or else graph.depth_of_tries, made here where it is not there or was made of other data, size or depths.
 
     Returns a sentence about what was made; None where it was there. Raises UserError as `make_depth` does.
@@ -53,9 +53,9 @@ def prepare_depth_for_try(dataset: str, root: Path = Path(), workers: int | None
     def begun() -> bool:
         return stamp.is_file() and read_json(stamp) == made_from
 
-    if is_made(split.frames[0], root / graph.depth_folder("train"), settings):
+    if all_made(split.frames, root / graph.depth_folder("train"), settings):
         return None
-    if begun() and all(depth_file(folder, frame).is_file() for frame in split.frames):
+    if begun() and all_made(split.frames, folder, settings):
         return None
     with only_here(place.with_suffix(".lock"), f"{place} is being made"):
         if not begun():
