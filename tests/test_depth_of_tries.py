@@ -21,6 +21,7 @@ pytest_plugins = ("reported_fixtures",)
 
 CommandLine = Callable[..., tuple[int, str, str]]
 FOLDER = graph.depth_folder("train", "mini")
+SMALL = depth.DepthSettings(36, 64)
 
 
 @pytest.fixture
@@ -118,6 +119,18 @@ def test_the_graphs_is_taken_only_where_it_has_every_frame(here: Path, command_l
     assert command_line("evaluate", "lss", "--dataset", "more")[0] == 0
     maps = np.load(here / "tries/lss/more-seed0/evaluation/maps.npz")
     assert maps["depth_0"].any(), "of the image that is shown, if not of all, the graph has made it"
+
+
+def test_nothing_of_a_dataset_before_is_published(here: Path, command_line: CommandLine) -> None:
+    """Its making was killed, and so left files in the folder that this one's grow in."""
+    define(here, "more", "larger", {**SCENES, "scene-0553": 1})
+    depth.make_depth_gt(read_nuscenes(here / "larger", VERSION).frames("train"), here / "depth_gt/work/train", SMALL)
+    edit_yaml(here / "params/scales/test.yaml", families__bev__dataset="mini")
+    for command in (("data", "bev"), ("depth-gt", "--split", "train")):
+        assert command_line(*command)[0] == 0
+    frames = read_nuscenes(here / "nuscenes", VERSION).frames("train")
+    assert stems(here / "depth_gt/train") == {frame.stem for frame in frames}
+    assert len((here / "depth_gt/train.tsv").read_text().splitlines()) == 1 + len(frames)
 
 
 def test_it_is_there_before_other_processes_start(

@@ -19,12 +19,14 @@ def make_depth(
     pixels with a return. `of_tries` names the dataset where it is not the graph's that is made.
 
     The engines delete what they declare before a job starts, so files grow in a folder beside, from which a killed
-    stage goes on. Raises UserError as `make_depth_gt` does.
+    stage goes on; what one of another dataset left there goes. Raises UserError as `make_depth_gt` does.
     """
     folder = root / graph.depth_folder(name, of_tries)
     growing = folder.parent / "work" / name
     with only_here(folder.with_suffix(".lock"), f"{folder} is being made"):
         make_depth_gt(split.frames, growing, settings_of(split), workers)
+        for path in set(growing.glob("*.npz")) - {depth_file(growing, frame) for frame in split.frames}:
+            path.unlink()
         rows, ratios = ["image\tcamera\tvalid_ratio\tsha256"], []
         for frame in split.frames:
             path = depth_file(growing, frame)
