@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, edit_yaml
 from nuscenes_root import VERSION, write_root
+from PIL import Image
 from published import PUBLISHED
 
 from noisebox.data.dataset_check import check_dataset
 from noisebox.data.findings import Finding
+from noisebox.data.nuscenes import read_nuscenes
 from noisebox.errors import UserError
 
 pytest_plugins = ("reported_fixtures",)
@@ -116,3 +118,25 @@ def test_nuscenes_by_name_and_embedded_worlds(here: Path, command_line: CommandL
     assert code == 2 and "only nuscenes takes a root" in complaint
     code, _, complaint = command_line("check", "voc_2077")
     assert code == 2 and "did you mean 'voc_2007'?" in complaint
+
+
+def test_maps_may_have_any_size_that_is_asked_for(here: Path, command_line: CommandLine) -> None:
+    root = write_root(here.parent / "datasets/nuscenes")
+    edit_yaml(here / "params/datasets/nuscenes.yaml", version=VERSION)
+    for split in ("train", "val"):
+        for frame in read_nuscenes(root, VERSION).frames(split):
+            label = root / "ann_bev_dir" / split / f"{frame.stem}.png"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (40, 30), 1).save(label)
+    for asked, faulty in (((), False), ((30, 40), False), ((98, 100), True)):
+        code, said, _ = command_line("check", "nuscenes", *(("--label-size", *asked) if asked else ()))
+        assert (code, "faulty" in said, "--label-size" in said) == (2 if faulty else 0, faulty, not asked)
+
+
+def test_options_that_a_dataset_by_name_has_no_use_for(here: Path, command_line: CommandLine) -> None:
+    for options in (("--classes", 3), ("--version", VERSION), ("--cameras", "CAM_FRONT")):
+        code, said, complaint = command_line("check", "nuscenes", *options)
+        named = f"{options[0]} without a ROOT: what dataset 'nuscenes' has, params/datasets/nuscenes.yaml says; change"
+        assert code == 2 and not said and complaint.startswith(f"noisebox: {named}")
+    code, _, complaint = command_line("check", "voc_2007", "--label-size", 98, 100)
+    assert code == 2 and "--label-size is of label maps, and dataset 'voc_2007' has boxes: leave it out" in complaint

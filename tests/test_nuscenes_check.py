@@ -173,8 +173,23 @@ def test_labels_of_any_class_and_size_may_be_asked_for(root: Path) -> None:
     label = np.full((4, 5), 9, np.uint8)
     for path in (root / "ann_bev_dir").glob("*/*.png"):
         write_label(path, label)
+    (told,) = wrong(check_nuscenes(root))
+    assert (told.severity, told.where) == ("warning", "ann_bev_dir")
+    assert told.what == "labels have 4 × 5 cells, model.grid has 98 × 100 unless it is set"
+    assert told.fits == "a model.grid of 4 rows and 5 columns; --label-size 4 5 if it has them"
     assert wrong(check_nuscenes(root, label_hw=(4, 5))) == []
+    (told, other) = wrong(check_nuscenes(root, label_hw=(5, 4)))
+    assert {told.severity, other.severity} == {"error"} and "(4 × 5 cells, not 5 × 4): 2 of 2" in told.what
     assert {finding.severity for finding in wrong(check_nuscenes(root, label_hw=(4, 5), classes=9))} == {"error"}
+
+
+def test_labels_of_several_sizes_are_an_error(root: Path) -> None:
+    """Of both splits together, the rarer size is at fault."""
+    for path, hw in zip(sorted((root / "ann_bev_dir").glob("*/*.png")), [(4, 5), (4, 5), (98, 100)], strict=True):
+        write_label(path, np.zeros(hw, np.uint8))
+    found = {(finding.severity, finding.where): finding.what for finding in wrong(check_nuscenes(root))}
+    assert set(found) == {("warning", "ann_bev_dir"), ("error", "ann_bev_dir/val")}
+    assert "(98 × 100 cells, not 4 × 5): 1 of 1" in found["error", "ann_bev_dir/val"]
 
 
 def test_roots_that_are_not_there(root: Path, tmp_path: Path) -> None:

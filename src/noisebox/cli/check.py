@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from noisebox import graph
 from noisebox.cli.app import app
 from noisebox.errors import UserError
 
@@ -28,15 +29,17 @@ def check(
     version: Annotated[
         str | None, typer.Option(help=f"{NUSCENES}v1.0-mini, v1.0-trainval.", show_default="the only one")
     ] = None,
-    cameras: Annotated[str, typer.Option(help=f"{NUSCENES}--cameras CAM_FRONT CAM_BACK.")] = "CAM_FRONT",
+    cameras: Annotated[
+        str | None, typer.Option(help=f"{NUSCENES}--cameras CAM_FRONT CAM_BACK.", show_default="CAM_FRONT")
+    ] = None,
     classes: Annotated[
         int | None,
         typer.Option(help=f"{NUSCENES}labels are 0 to classes - 1, or 255.", min=1, max=255, show_default="any"),
     ] = None,
-    label_size: Annotated[tuple[int, int], typer.Option(help=f"{NUSCENES}height and width of a label map.")] = (
-        98,
-        100,
-    ),
+    label_size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Of maps: height and width of a label map.", show_default="the same for all"),
+    ] = None,
 ) -> None:
     """Check a dataset: files, annotations, some images.
 
@@ -46,16 +49,23 @@ def check(
     Exit code 2 when a training would fail.
     """
     if root is None:
+        of_a_root = {"--version": version, "--cameras": cameras, "--classes": classes}
+        if given := [option for option, value in of_a_root.items() if value is not None]:
+            raise UserError(
+                f"{' and '.join(given)} without a ROOT: what dataset {dataset!r} has, {graph.dataset_file(dataset)} "
+                "says; change that, or name a folder, as in noisebox check nuscenes /data/nuscenes"
+            )
+
         from noisebox.data.dataset_check import check_dataset
 
-        _tell(check_dataset(dataset, images=None if every else images), dataset)
+        _tell(check_dataset(dataset, images=None if every else images, label_hw=label_size), dataset)
         return
     if dataset != "nuscenes":
         raise UserError(f"{root} is one word too many: only nuscenes takes a root, {dataset} says its own paths")
 
     from noisebox.data.nuscenes_check import check_nuscenes
 
-    chosen = list(dict.fromkeys([cameras, *(more_cameras or [])]))
+    chosen = list(dict.fromkeys([cameras or "CAM_FRONT", *(more_cameras or [])]))
     _tell(check_nuscenes(root, version, chosen, classes, label_size), str(root))
 
 

@@ -25,32 +25,38 @@ from noisebox.progress import Progress
 SHOWN = 10  # classes that a row names, those with the most boxes
 
 
-def check_dataset(name: str, root: Path = Path(), images: int | None = 32) -> list[Finding]:
+def check_dataset(
+    name: str, root: Path = Path(), images: int | None = 32, label_hw: tuple[int, int] | None = None
+) -> list[Finding]:
     """Look at a dataset: which files it needs and which are there, its annotations, its classes and boxes, and of each
-    split so many `images`, evenly spread, or with None all.
+    split so many `images`, evenly spread, or with None all. Label maps must be (height, width) `label_hw`, or else all
+    of one size.
 
-    Raises UserError when there is no such dataset, its file is at fault, or a variable in it is not set.
+    Raises UserError when there is no such dataset, its file is at fault, a variable in it is not set, or `label_hw` is
+    asked of one without label maps.
     """
     definition = load_dataset(name, root)
+    if label_hw and not isinstance(definition, BevView):
+        raise UserError(f"--label-size is of label maps, and dataset {name!r} has boxes: leave it out")
     folder = root / graph.dataset_folder(name)
     if isinstance(definition, EmbeddedDataset) and not definition.is_complete(folder):
         return [Finding("ok", str(folder), "embedded, and not drawn yet", "noisebox data draws it")]
     if isinstance(definition, BevView):
-        return _frames(definition, name, root)
+        return _frames(definition, name, root, label_hw)
     if not isinstance(definition, BoxDataset):
         raise TypeError(f"no check of {type(definition).__name__}")
     findings = _files(definition, name, root) if isinstance(definition, UserDataset) else []
     return [*findings, *_contents(definition, name, root, images)]
 
 
-def _frames(definition: BevView, name: str, root: Path) -> list[Finding]:
+def _frames(definition: BevView, name: str, root: Path, label_hw: tuple[int, int] | None) -> list[Finding]:
     folder, version = definition.tables(name, root)
     if isinstance(definition, NuScenesDataset) and not folder.is_dir():
         return [
             *_root(definition.root),
             Finding("error", str(folder), "there is no such folder", definition.source or ""),
         ]
-    return check_nuscenes(folder, version, definition.cameras, len(definition.names))
+    return check_nuscenes(folder, version, definition.cameras, len(definition.names), label_hw)
 
 
 def _root(*paths: str) -> Iterator[Finding]:

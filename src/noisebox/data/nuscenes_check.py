@@ -3,13 +3,15 @@
 What a training reads is judged by the code that it reads it with: an error here is one that would stop it.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from noisebox.config.bev import BevGridConfig
 from noisebox.data.findings import Finding, Severity, finding_of
 from noisebox.data.nuscenes import SPLITS_FILE, Frame, check_image, check_sweep, read_nuscenes, versions
 from noisebox.data.nuscenes_tables import Table, missing
@@ -53,6 +55,7 @@ READ = ("calibrated_sensor", "ego_pose", "sample", "sample_data", "scene", "sens
 MAY_BE_EMPTY = ("prev", "next", "visibility_token")
 SPLITS = ("train", "val")
 IGNORED = 255  # the label of a cell that does not count
+GRID_HW = (BevGridConfig().rows, BevGridConfig().columns)  # of model.grid where nobody says otherwise
 UNPACK = "unpack the archive again"
 LAYOUT: tuple[tuple[str, tuple[str, ...], str, Severity], ...] = (
     ("img_dir/{split}", (".jpg", ".jpeg", ".png"), "image", "warning"),
@@ -61,17 +64,25 @@ LAYOUT: tuple[tuple[str, tuple[str, ...], str, Severity], ...] = (
 )
 
 
+class Label(NamedTuple):
+    """A label map's file, its (height, width) and its values; no size where it is damaged or something else."""
+
+    file: str
+    hw: tuple[int, int] | None
+    values: set[int]
+
+
 def check_nuscenes(
     root: Path,
     version: str | None = None,
     cameras: Sequence[str] = ("CAM_FRONT",),
     classes: int | None = None,
-    label_hw: tuple[int, int] = (98, 100),
+    label_hw: tuple[int, int] | None = None,
 ) -> list[Finding]:
     """Look at a root: tables, links, sweeps and images, and the labels beside them.
 
     `version` may be left out where the root has one only. Labels must be below `classes`, if that is given, or 255,
-    and (height, width) `label_hw`.
+    and (height, width) `label_hw`, or else all of one size.
     """
     if not root.is_dir():
         return [finding_of("error", str(root), missing(root), "the folder that holds samples/")]
@@ -86,6 +97,7 @@ def check_nuscenes(
         told = finding_of("error", version or found[0], _short(error, root), UNPACK)
         known = any((each.severity, each.what) == ("error", told.what) for each in findings)
         return findings if known else [*findings, told]
+    labels = {}
     for split in SPLITS:
         try:
             frames = dataset.frames(split)
@@ -94,8 +106,8 @@ def check_nuscenes(
             continue
         findings += _files(root, split, frames)
         findings += _layout(root, split, frames)
-        findings += _labels(root, split, frames, classes, label_hw)
-    return findings
+        labels[split] = _read_labels(root, split, frames)
+    return [*findings, *_labels(labels, classes, label_hw)]
 
 
 def _short(complaint: UserError | str, root: Path) -> str:
@@ -183,40 +195,55 @@ def _layout(root: Path, split: str, frames: Sequence[Frame]) -> Iterator[Finding
             yield Finding("ok", where, counted)
 
 
-def _labels(
-    root: Path, split: str, frames: Sequence[Frame], classes: int | None, label_hw: tuple[int, int]
-) -> Iterator[Finding]:
-    """Whether every label that is there is a map of the right size, with classes in range."""
+def _read_labels(root: Path, split: str, frames: Sequence[Frame]) -> list[Label]:
+    """The labels that are there."""
     folder = root / "ann_bev_dir" / split
     files = [path for frame in frames if (path := folder / f"{frame.stem}.png").is_file()]
-    complaints: dict[str, list[str]] = {}
-    values: set[int] = set()
+    labels = []
     with Progress(f"labels of {split}", len(files)) as progress:
         for path in files:
-            label = _read_label(path)
-            held = set() if label is None else set(np.unique(label).tolist())
-            if label is None:
-                complaints.setdefault("no 8-bit pictures of one channel", []).append(path.name)
-            elif label.shape != label_hw:
-                said = f"{label.shape[0]} × {label.shape[1]} cells, not {label_hw[0]} × {label_hw[1]}"
-                complaints.setdefault(said, []).append(path.name)
-            elif classes is not None and not held <= {*range(classes), IGNORED}:
-                said = f"values beside 0-{classes - 1} and {IGNORED}"
-                complaints.setdefault(said, []).append(path.name)
-            values |= held
+            labels.append(_read_label(path))
             progress.advance()
-    where = folder.relative_to(root).as_posix()
-    for said, names in complaints.items():
-        what = f"faulty labels ({said}): {len(names)} of {len(files)}, the first {names[0]}"
-        yield Finding("error", where, what, f"PNG of {label_hw[0]} × {label_hw[1]} cells with the class, or {IGNORED}")
-    if files and not complaints:
-        yield Finding("ok", where, f"labels: {len(files)}, with the values {', '.join(map(str, sorted(values)))}")
+    return labels
 
 
-def _read_label(path: Path) -> NDArray[np.uint8] | None:
-    """A label map (height, width); None when the file is damaged or something else."""
+def _read_label(path: Path) -> Label:
     try:
         with Image.open(path) as image:
-            return np.array(image) if image.mode in ("L", "P") else None
+            if image.mode in ("L", "P"):
+                return Label(path.name, (image.height, image.width), set(np.unique(np.array(image)).tolist()))
     except Exception:  # Pillow raises nearly anything on a damaged file
-        return None
+        pass
+    return Label(path.name, None, set())
+
+
+def _labels(labels: dict[str, list[Label]], classes: int | None, label_hw: tuple[int, int] | None) -> Iterator[Finding]:
+    """Whether every label is a map of the size that is asked for, or else that most have, with classes in range."""
+    sizes = Counter(label.hw for held in labels.values() for label in held if label.hw)
+    height, width = label_hw or max(sizes, key=sizes.__getitem__, default=GRID_HW)
+    for split, held in labels.items():
+        yield from _faulty_labels(f"ann_bev_dir/{split}", held, classes, (height, width))
+    if label_hw is None and (height, width) != GRID_HW:
+        what = f"labels have {height} × {width} cells, model.grid has {GRID_HW[0]} × {GRID_HW[1]} unless it is set"
+        fits = f"a model.grid of {height} rows and {width} columns; --label-size {height} {width} if it has them"
+        yield Finding("warning", "ann_bev_dir", what, fits)
+
+
+def _faulty_labels(
+    where: str, labels: Sequence[Label], classes: int | None, label_hw: tuple[int, int]
+) -> Iterator[Finding]:
+    complaints: dict[str, list[str]] = {}
+    for label in labels:
+        if label.hw is None:
+            complaints.setdefault("no 8-bit pictures of one channel", []).append(label.file)
+        elif label.hw != label_hw:
+            said = f"{label.hw[0]} × {label.hw[1]} cells, not {label_hw[0]} × {label_hw[1]}"
+            complaints.setdefault(said, []).append(label.file)
+        elif classes is not None and not label.values <= {*range(classes), IGNORED}:
+            complaints.setdefault(f"values beside 0-{classes - 1} and {IGNORED}", []).append(label.file)
+    for said, names in complaints.items():
+        what = f"faulty labels ({said}): {len(names)} of {len(labels)}, the first {names[0]}"
+        yield Finding("error", where, what, f"PNG of {label_hw[0]} × {label_hw[1]} cells with the class, or {IGNORED}")
+    if labels and not complaints:
+        values = sorted(set().union(*(label.values for label in labels)))
+        yield Finding("ok", where, f"labels: {len(labels)}, with the values {', '.join(map(str, values))}")
