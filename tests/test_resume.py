@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT, edit_yaml
 from own_process import processes
-from toy_detector import CLASSES, register, toy_ap, toy_batch, toy_batches, toy_config
+from toy_detector import CLASSES, ToyDetector, register, toy_ap, toy_batch, toy_batches, toy_config
 
 from noisebox import cli, graph
 from noisebox.config.diffusiondet import DistillConfig
@@ -192,6 +194,24 @@ def interrupted_run(run: Path, work: Callable[..., None] = train_toy) -> Path:
         work(run, interrupting)
     assert load_checkpoint(run / "work/last.pth")["iteration"] == 8
     return run
+
+
+def test_a_row_of_monitors_that_lack_values_is_the_same_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watched(ToyDetector):
+        def forward(self, batch: Batch, seed: int, step: int) -> dict[str, torch.Tensor]:
+            width = torch.tensor(math.nan if step % 2 else float(step))
+            return {**super().forward(batch, seed, step), "median_box_width": width}
+
+    monkeypatch.setattr("toy_detector.ToyDetector", Watched)
+    run = interrupted_run(tmp_path / "run")
+    train_toy(run)
+    train_toy(tmp_path / "whole")
+    assert files_of(run) == files_of(tmp_path / "whole")
+    header, _, _, row, *_ = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    told = dict(zip(header, row, strict=True))
+    assert (told["step"], told["median_box_width"]) == ("10", "7"), "of the steps 6 and 8, one on each side of the kill"
 
 
 def test_another_configuration_starts_over_and_says_why(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

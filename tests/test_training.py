@@ -30,7 +30,7 @@ from noisebox.training.loop import train
 from noisebox.training.optim import build_optimizer, learning_rate, set_learning_rate
 from noisebox.training.provenance import environment
 from noisebox.training.smoke import smoke
-from noisebox.training.step import Trainer, is_loss, repeatable_attention
+from noisebox.training.step import Means, Trainer, is_loss, repeatable_attention
 
 pytestmark = pytest.mark.usefixtures("toy_family")
 
@@ -255,7 +255,7 @@ class Shrinking(ToyDetector):
         return {**super().forward(batch, seed, step), **monitored}
 
 
-WELL = (7.0, 5.0)
+WELL, NONE = (7.0, 5.0), (math.nan, math.nan)
 CURE = "a lower rate, or starting from a trained parent, helps"
 
 
@@ -266,8 +266,10 @@ CURE = "a lower rate, or starting from a trained parent, helps"
         ((WELL,) * 4 + ((0.1, 0.1),) + (WELL,) * 7, None),
         ((WELL,) * 6 + ((0.9, 0.3),) * 6, "at iteration 9 the median box width of predicted boxes is 0.90 pixels"),
         (((7.0, 0.5),) * 12, "at iteration 3 the median box height of predicted boxes is 0.50 pixels"),
+        (((0.9, 7.0), NONE, NONE) * 4, "at iteration 3 the median box width of predicted boxes is 0.90 pixels"),
+        ((NONE,) * 12, None),
     ],
-    ids=["never", "for one step", "both sides", "from the start"],
+    ids=["never", "for one step", "both sides", "from the start", "often without boxes", "without boxes"],
 )
 def test_boxes_that_collapse_are_told_once(
     sides: tuple[tuple[float, float], ...],
@@ -285,17 +287,55 @@ def test_boxes_that_collapse_are_told_once(
 
 def test_monitors_are_written_but_not_minimised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(toy_config(), tmp_path / "plain", CLASSES, toy_batches, "", root=tmp_path)
-    sides = ((6.0, 4.0), (2.0, 4.0), (1.0, math.nan), *[WELL] * 9)
+    sides = ((6.0, 4.0), (2.0, 4.0), (1.0, math.nan), (3.0, 5.0), (1.0, math.nan), NONE, *[WELL] * 6)
     monkeypatch.setattr(Shrinking, "sides", sides)
     monkeypatch.setattr("toy_detector.ToyDetector", Shrinking)
     train(toy_config(log_every=2), tmp_path / "watched", CLASSES, toy_batches, "", root=tmp_path)
     weights = [load_checkpoint(tmp_path / name / "model_final.pth")["model"] for name in ("plain", "watched")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-    first, second, *_ = rows_of(tmp_path / "watched")
-    assert (first["median_box_width"], first["median_box_height"]) == ("4", "4")
-    assert second["median_box_height"] == "nan"
-    for row in (first, second):
+    first, second, third, *_ = rows_of(tmp_path / "watched")
+    told = [(row["median_box_width"], row["median_box_height"]) for row in (first, second, third)]
+    assert told == [("4", "4"), ("2", "5"), ("1", "nan")]
+    for row in (first, second, third):
         assert float(row["loss"]) == pytest.approx(float(row["loss_box"]) + float(row["loss_class"]), rel=1e-5)
+
+
+@given(
+    rows=st.lists(st.tuples(*[st.floats(-1e3, 1e3) | st.just(math.nan)] * 2), min_size=1, max_size=8),
+    cut=st.integers(0, 8),
+)
+def test_means_leave_out_monitors_without_a_value_and_go_on_after_a_kill(
+    rows: list[tuple[float, float]], cut: int
+) -> None:
+    means, resumed = Means(), Means()
+    for place, (loss, width) in enumerate(rows):
+        if place == cut:
+            resumed.load_state_dict(json.loads(json.dumps(means.state_dict())))
+        for each in (means, resumed) if place >= cut else (means,):
+            each.add({"loss_box": loss, "median_box_width": width})
+    found, widths = means.values(), [width for _, width in rows if not math.isnan(width)]
+    assert found["loss_box"] == pytest.approx(np.mean([loss for loss, _ in rows]), nan_ok=True)
+    assert found["median_box_width"] == pytest.approx(np.mean(widths) if widths else math.nan, nan_ok=True)
+    if cut < len(rows):
+        assert repr(resumed.values()) == repr(found)
+
+
+def test_means_go_on_from_a_checkpoint_that_did_not_tell_monitors_without_a_value() -> None:
+    means = Means()
+    means.load_state_dict({"text": "", "sums": {"loss_box": 3.0, "median_box_width": 4.0}, "count": 2})
+    means.add({"loss_box": 3.0, "median_box_width": math.nan})
+    assert means.values() == {"loss_box": 2.0, "median_box_width": 2.0}
+
+
+def test_a_monitor_is_averaged_over_the_parts_of_a_batch_that_have_a_value() -> None:
+    class Watched(ToyDetector):
+        def forward(self, batch: Batch, seed: int, step: int) -> dict[str, torch.Tensor]:
+            (image,) = batch.image_ids
+            width = torch.tensor(math.nan if image % 2 else float(image))
+            return {**super().forward(batch, seed, step), "median_box_width": width}
+
+    terms = Trainer(toy_config(accumulate=4), Watched(ToyConfig(), 2)).update(toy_batch(1), 1)
+    assert toy_batch(1).image_ids == (4, 5, 6, 7) and terms["median_box_width"] == 5
 
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:

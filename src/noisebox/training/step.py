@@ -49,13 +49,13 @@ class Trainer:
 
     def update(self, batch: Examples, step: int) -> dict[str, float]:
         """Take the optimiser step number `step` (from 0), on this process's share of its batch; returns the loss terms
-        of the whole batch and what else the detector monitors, averaged over the micro-batches.
+        of the whole batch and what else the detector monitors, their Means over the micro-batches.
 
         Raises UserError when a loss term or the gradient is not finite; the weights are then as they were.
         """
         solver = self.config.solver
         set_learning_rate(self._optimizer, learning_rate(step, solver))
-        sums: dict[str, float] = {}
+        means = Means()
         share = len(batch) // solver.accumulate
         for index in range(1, solver.accumulate + 1):
             part = batch.part(slice((index - 1) * share, index * share))
@@ -63,11 +63,11 @@ class Trainer:
             sync = nullcontext() if index == solver.accumulate else self.accelerator.no_sync(self._model)
             with repeatable_attention(self.accelerator.device), sync:
                 terms = self._model(part.to(self.accelerator.device), self.config.seed, step)
-                values = processes.mean(torch.stack(list(terms.values()))).tolist()
-                for name, value in zip(terms, values, strict=True):
+                values = dict(zip(terms, processes.mean(torch.stack(list(terms.values()))).tolist(), strict=True))
+                for name, value in values.items():
                     if is_loss(name) and not math.isfinite(value):
                         raise self._not_finite(f"loss term {name}", value, step)
-                    sums[name] = sums.get(name, 0.0) + value / solver.accumulate
+                means.add(values)
                 loss = sum(term for name, term in terms.items() if is_loss(name))
                 self.accelerator.backward(loss / solver.accumulate)
         norm = float(self.accelerator.clip_grad_norm_(self.detector.parameters(), solver.clip_norm or math.inf))
@@ -78,7 +78,7 @@ class Trainer:
         self._optimizer.zero_grad()
         if self.ema:
             self.ema.update(self.detector)
-        return sums
+        return means.values()
 
     def result(self) -> Model:
         """The detector that is evaluated and published: the averaged weights where EMA is on."""
@@ -131,6 +131,38 @@ def repeatable_attention(device: torch.device) -> AbstractContextManager[None]:
 def is_loss(name: str) -> bool:
     """Whether a term is minimised; the others are monitors."""
     return name.startswith(("loss_", "L"))
+
+
+class Means:
+    """The means of terms that are added one by one. A monitor is nan where there is nothing to measure, such as boxes
+    in an image without objects, and its mean is that of the others; a loss that is nan stays so."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._without: dict[str, int] = {}  # how often a monitor was nan
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self._sums, "count": self._count, "without": self._without}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums, self._count = dict(state["sums"]), state["count"]
+        self._without = dict(state.get("without", {}))  # older checkpoints do not tell
+
+    def names(self) -> list[str]:
+        return sorted(self._sums)
+
+    def add(self, terms: dict[str, float]) -> None:
+        for name, value in terms.items():
+            unknown = math.isnan(value) and not is_loss(name)
+            self._sums[name] = self._sums.get(name, 0.0) + (0.0 if unknown else value)
+            self._without[name] = self._without.get(name, 0) + unknown
+        self._count += 1
+
+    def values(self) -> dict[str, float]:
+        """The means, nan for a monitor that always was."""
+        counts = {name: self._count - self._without.get(name, 0) for name in self._sums}
+        return {name: self._sums[name] / count if count else math.nan for name, count in counts.items()}
 
 
 def summed(terms: dict[str, float]) -> float:
