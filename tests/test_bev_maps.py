@@ -10,6 +10,7 @@ import pytest
 import torch
 from bev_reported import LABELS, write_evaluation
 from conftest import ROOT, edit_yaml
+from PIL import Image
 
 from noisebox import graph
 from noisebox.config import RunConfig, resolve
@@ -77,6 +78,9 @@ def test_a_diagnosis_is_of_all_eval_seeds_at_the_steps_asked_for(here: Path, com
 
 
 def test_what_cannot_be_diagnosed(here: Path, command_line: CommandLine) -> None:
+    shutil.copytree(ROOT / "params", here / "params")
+    code, _, error = command_line("diagnose", "baseline")
+    assert (code, "baseline detects boxes; noisebox diagnose is for lineages of family bev" in error) == (2, True)
     code, _, error = command_line("diagnose", "lss", "--seed", 1)
     assert (code, "noisebox evaluate lss --seed 1" in error) == (2, True)
     folder = write_evaluation(here, "lss", 1, {(0, 1): 40.0}, labels={**LABELS, "ignore_index": 300})
@@ -161,4 +165,15 @@ def test_what_cannot_be_shown_is_told_and_nothing_is_written(project: Path, comm
     }.items():
         code, _, error = command_line("show-bev", *arguments, "--out", "never")
         assert (code, sentence in error) == (2, True), (arguments, error)
+    assert not Path("never").exists()
+
+
+@pytest.mark.parametrize("verb", ["predict", "show"])
+def test_where_boxes_are_drawn_maps_are_refused(
+    project: Path, tmp_path: Path, command_line: CommandLine, verb: str
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    code, _, error = command_line(verb, "lss", "--images", tmp_path / "image.png", "--out", "never")
+    assert code == 2
+    assert "runs/lss/seed0/model_final.pth segments maps and detects no boxes: use noisebox show-bev" in error
     assert not Path("never").exists()

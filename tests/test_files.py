@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from noisebox.errors import UserError
-from noisebox.files import atomic_folder, atomic_path, only_here
+from noisebox.files import atomic_folder, atomic_path, only_here, read_json, read_yaml
 
 
 @pytest.mark.parametrize("hold", [atomic_path, atomic_folder, lambda path: only_here(path, "it is being made")])
@@ -20,3 +20,9 @@ def test_a_place_below_a_file_is_told(tmp_path: Path, hold: Callable[[Path], Abs
     ):
         pass
     assert (tmp_path / "plain").read_text() == "kept"
+
+
+@pytest.mark.parametrize("read", [read_json, read_yaml])
+def test_a_folder_in_place_of_a_file_is_told(tmp_path: Path, read: Callable[[Path], dict[str, Any]]) -> None:
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder, not a file"):
+        read(tmp_path)

@@ -194,6 +194,8 @@ def _parsed(path: Path, form: str, parse: Callable[[str], Any]) -> Any:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not a file") from None
     except (yaml.YAMLError, ValueError) as error:  # what is no UTF-8 is a ValueError
         raise UserError(f"{path} is not valid {form}: {' '.join(str(error).split())}") from None
 

@@ -180,11 +180,14 @@ def diagnose(
 
     Exit code 0: fine; 1: another verdict; 2: a mistake.
     """
+    from noisebox.config import load_recipe
     from noisebox.report.bev_evaluations import read_confusion
 
     name = graph.Lineage.parse(lineage).name
     path = Path(graph.evaluation_folder(name, seed)) / "confusion.json"
     if not path.exists():
+        if load_recipe(graph.Lineage.parse(name).recipe).family != "bev":
+            raise UserError(f"{name} detects boxes; noisebox diagnose is for lineages of family bev")
         raise UserError(f"{path} does not exist; make it with: noisebox evaluate {name} --seed {seed}")
     confusion = read_confusion(path)
     steps, eval_seeds, counts = confusion.at(steps)

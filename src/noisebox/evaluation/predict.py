@@ -62,7 +62,7 @@ def predict(
     runs.
     """
     files = image_files(images)
-    model, config, state = load_model(checkpoint)
+    model, config, state = load_detector(checkpoint)
     config = runnable(config, batch_size or config.eval_batch_size)
     sampling = Sampling(steps=steps, crops=crops)
     model.check_sampling(sampling)
@@ -86,6 +86,14 @@ def predict(
     write_json(out / IMAGES, split.ground_truth())
     write_json(out / PREDICTIONS, to_coco_results(split, found))
     return found
+
+
+def load_detector(checkpoint: Path) -> tuple[Any, RunConfig, dict[str, Any]]:
+    """What `load_model` gives of a checkpoint that detects boxes; raises UserError where it draws maps."""
+    model, config, state = load_model(checkpoint)
+    if graph.line_of(config.family) == "bev":
+        raise UserError(f"{checkpoint} segments maps and detects no boxes: use noisebox show-bev")
+    return model, config, state
 
 
 def runnable(config: RunConfig, batch_size: int) -> RunConfig:

@@ -17,14 +17,13 @@ from noisebox.diffusion.sampler import Prediction, RowKey, sampling_times
 from noisebox.errors import UserError, what_fits
 from noisebox.evaluation.boxes import pictures
 from noisebox.evaluation.measuring import asked_of, autocast
-from noisebox.evaluation.predict import runnable
+from noisebox.evaluation.predict import load_detector, runnable
 from noisebox.evaluation.protocol import measure
 from noisebox.files import write_json
 from noisebox.machine import placed
 from noisebox.models.diffusiondet.detector import DiffusionDet
 from noisebox.progress import Progress
 from noisebox.structures import Batch
-from noisebox.training.checkpoint import load_model
 
 FEW = 5  # images that a message names
 
@@ -40,9 +39,10 @@ def write_trajectories(
     stored image; a box has its place in every list of every step. Of a detector that draws no noise, trajectories have
     no steps.
 
-    Raises UserError when an image is not of the split, or the checkpoint's detector draws noise but denoises no boxes.
+    Raises UserError when an image is not of the split, or the checkpoint detects no boxes, or draws noise but denoises
+    no boxes.
     """
-    model, config, _ = load_model(checkpoint)
+    model, config, _ = load_detector(checkpoint)
     if not isinstance(model, DiffusionDet) and not model.deterministic:
         raise UserError(f"{checkpoint} is a {type(model).__name__}, which denoises no boxes: show a diffusion detector")
     manifest = graph.data_manifest(graph.line_of(config.family))
