@@ -19,7 +19,7 @@ from noisebox.config.diffusiondet import DiffusionDetConfig, DistillConfig, Loss
 from noisebox.config.run import ImageConfig, SolverConfig
 from noisebox.errors import UserError
 from noisebox.interop.detectron2_config import Detectron2Config, load_config, read_values
-from noisebox.interop.detectron2_keys import ALIASES, FIXED, KEYS, NOTHING, UNREAD, is_imagenet
+from noisebox.interop.detectron2_keys import ALIASES, FIXED, KEYS, NOTHING, UNREAD, ValueOf, is_imagenet
 
 pytest_plugins = ("reported_fixtures",)
 
@@ -175,7 +175,8 @@ def test_the_page_about_configurations_has_the_whole_table() -> None:
     for key in KEYS:
         assert re.search(rf"^\| `{re.escape(key.name)}` +\| `?{re.escape(key.place)}`? +\|", page, re.M), key.name
     for name, (fitting, reason) in FIXED.items():
-        shown = " or ".join(f"`{each!r}`" for each in fitting)
+        values = (f"the value of `{each.name}`" if isinstance(each, ValueOf) else f"`{each!r}`" for each in fitting)
+        shown = " or ".join(values)
         assert re.search(rf"^\| `{re.escape(name)}` +\| {re.escape(shown)} +\| {re.escape(reason)} +\|", page, re.M), (
             name
         )
@@ -330,6 +331,8 @@ def test_what_values_become(configs: Path, pairs: list[str], place: str, value: 
         ("", ["SOLVER.BASE_LR", "fast"], "SOLVER.BASE_LR must be a number, not 'fast'"),
         ("", ["INPUT.FORMAT", "BGR"], "INPUT.FORMAT must be 'RGB', not 'BGR': images are read as RGB"),
         ("", ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN"], "must be 'DiffusionDet', not 'GeneralizedRCNN'"),
+        ("", ["MODEL.FPN.OUT_CHANNELS", "64"], "OUT_CHANNELS must be 256, not 64: the pyramid is as wide as MODEL"),
+        ("", ["MODEL.FPN.OUT_CHANNELS", "256", f"{OWN}HIDDEN_DIM", "64"], "OUT_CHANNELS must be 64, not 256"),
         ("", ["SOLVER.OPTIMIZER", "SGD"], "SOLVER.OPTIMIZER must be 'ADAMW', not 'SGD': the optimiser is AdamW"),
         ("", ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"], "CLIP_TYPE must be full_model, not 'value'"),
         ("", ["MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER", "1.0"],
@@ -373,6 +376,11 @@ def test_mistakes_are_told_with_source_key_and_what_fits(
     with pytest.raises(UserError, match=re.escape(sentence)) as error:
         read(path, *pairs)
     assert "\n" not in str(error.value)
+
+
+def test_the_pyramid_is_as_wide_as_the_head(configs: Path) -> None:
+    wide = ("MODEL.FPN.OUT_CHANNELS", "128", f"{OWN}HIDDEN_DIM", "128")
+    assert read(configs / "resnet.yaml", *wide).scale.models["diffusiondet"]["hidden_dim"] == 128
 
 
 def test_what_detectron2_does_not_look_at_either_is_named(configs: Path) -> None:

@@ -27,6 +27,7 @@ from noisebox.interop.detectron2_keys import (
     NOTHING,
     UNREAD,
     Key,
+    ValueOf,
 )
 
 BASE = "_BASE_"
@@ -199,7 +200,8 @@ class _Translation:
         if name in BY_NAME:
             self._check_kind(BY_NAME[name], given)
         elif name in FIXED:
-            fitting, reason = FIXED[name]
+            named, reason = FIXED[name]
+            fitting = [self.of(each.name) if isinstance(each, ValueOf) else each for each in named]
             if not any(_equal(given.value, each) for each in fitting):
                 shown = " or ".join(repr(each) for each in fitting)
                 raise UserError(f"{given.source}: {name} must be {shown}, not {given.value!r}: {reason}")

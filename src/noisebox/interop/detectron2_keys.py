@@ -45,6 +45,13 @@ class Key:
     needs: str | None = None
 
 
+@dataclass(frozen=True)
+class ValueOf:
+    """The one value that fits where it is that of another key."""
+
+    name: str
+
+
 def is_imagenet(weights: str) -> bool:
     """Whether a name of weights is that of a backbone trained on ImageNet, as Detectron2 and DiffusionDet name them."""
     return bool(re.fullmatch(f"{IMAGENET_WEIGHTS}|{SWIN_WEIGHTS}", weights))
@@ -352,7 +359,10 @@ FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "MODEL.RESNETS.OUT_FEATURES": (_LEVELS[:1], "the pyramid is made of all four stages"),
     "MODEL.SWIN.OUT_FEATURES": (([0, 1, 2, 3],), "the pyramid is made of all four stages"),
     "MODEL.FPN.IN_FEATURES": (_LEVELS, "the pyramid is made of all four stages"),
-    "MODEL.FPN.OUT_CHANNELS": ((256,), "the pyramid is as wide as MODEL.DiffusionDet.HIDDEN_DIM"),
+    "MODEL.FPN.OUT_CHANNELS": (
+        (ValueOf(f"{OWN}HIDDEN_DIM"),),
+        "the pyramid is as wide as MODEL.DiffusionDet.HIDDEN_DIM",
+    ),
     "MODEL.FPN.FUSE_TYPE": (("sum",), "levels are summed (Lin et al. 2017)"),
     "MODEL.FPN.NORM": (("",), "the pyramid has no normalisation"),
     "MODEL.ROI_HEADS.IN_FEATURES": ((["p2", "p3", "p4", "p5"],), "features are pooled from all four levels"),
