@@ -193,6 +193,12 @@ def other_data(root: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hash": "0" * 64}))
 
 
+def made_anew(root: Path) -> None:
+    """A run trained again on other data since the report."""
+    other_data(root)
+    (root / graph.checkpoint("baseline", 0)).write_bytes(b"other weights")
+
+
 def strange_rows(root: Path) -> None:
     tampered_results(root)
     (root / results_path("baseline", 0)).write_text("run\n")
@@ -208,6 +214,8 @@ def strange_rows(root: Path) -> None:
         ("x", "baseline", lambda root: shutil.rmtree(root / "reports"), "this makes it: noisebox report"),
         ("x", "baseline", lambda root: shutil.rmtree(root / "runs"), "does not exist, so it cannot be delivered; `dvc"),
         ("x", "baseline", tampered_results, "evals/baseline/seed0/results.tsv is not what the manifest says"),
+        ("x", "baseline", made_anew, "model_final.pth is not what the manifest says"),
+        ("x", "baseline", made_anew, "run noisebox report, which makes reports/results_manifest.tsv anew"),
         ("x", "baseline", strange_rows, "evals/baseline/seed0/results.tsv: column 'train_seed' is missing"),
         ("x", "baseline", other_data, "data/detection.json describes other data than runs/baseline/seed0/model_final"),
         ("x", "baseline", lambda root: shutil.rmtree(root / "data"), "data/detection.json does not exist"),

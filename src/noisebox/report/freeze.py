@@ -39,9 +39,15 @@ def freeze(name: str, lineages: Sequence[str], root: Path = Path()) -> Path:
     staging = target.parent / f".writing-{name}"
     shutil.rmtree(staging, ignore_errors=True)  # what a killed freeze left
     try:
-        entries += _copy(entries, root, staging)
+        more = _beside(entries)
+        _copy([*(entry.path for entry in entries), *more], root, staging)
         if faults := compare(staging, entries).mismatches:
-            raise UserError(f"{faults[0]}; `noisebox report` makes the manifest anew".replace(f"{staging}/", ""))
+            way = f"run noisebox report, which makes {graph.RESULTS_MANIFEST} anew"
+            raise UserError(f"{faults[0]}; {way}".replace(f"{staging}/", ""))
+        described = _dataset(entries, root)
+        _copy(described, root, staging)
+        more |= {path: {} for path in described}
+        entries += [entry_of(staging, path, Path(path).stem, **facts) for path, facts in more.items()]
         write_manifest(staging / graph.MANIFEST, entries)
         write_text(staging / "README.md", readme(name, entries, staging))
         staging.rename(target)
@@ -63,23 +69,26 @@ def _chosen(lineages: Sequence[str], root: Path) -> list[Entry]:
     return [entry for entry in entries if entry.lineage in lineages]
 
 
-def _copy(entries: Sequence[Entry], root: Path, staging: Path) -> list[Entry]:
-    """Copy the files of `entries`, and with them what a new evaluation needs; returns the entries of the latter."""
-    more: list[tuple[str, dict[str, Any]]] = []
+def _beside(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
+    """By path, what a new evaluation of the checkpoints needs beside `entries`, and what a manifest says of it."""
+    more: dict[str, dict[str, Any]] = {}
     for entry in (entry for entry in entries if entry.kind == CHECKPOINT):
         lineage, seed = entry.lineage, entry.train_seed or 0
         run = [*graph.evaluation_inputs(lineage, seed), f"{entry.path}.sha256"]
         run.append(f"{graph.run_folder(lineage, seed)}/config.yaml")
         facts = {name: getattr(entry, name) for name in ("lineage", "train_seed", "git_commit", "data_hash", "when")}
-        more += [(path, facts) for path in run if path != entry.path]
-    for path in [*(entry.path for entry in entries), *(path for path, _ in more)]:
+        more |= {path: facts for path in run if path != entry.path}
+    return more
+
+
+def _copy(paths: Sequence[str], root: Path, staging: Path) -> None:
+    """Copy files; raises UserError, before any is, where one is missing."""
+    for path in paths:
         if not (root / path).is_file():
             raise UserError(f"{root / path} does not exist, so it cannot be delivered; `dvc pull` may bring it back")
-    more += [(path, {}) for path in _dataset(entries, root)]
-    for path in [*(entry.path for entry in entries), *(path for path, _ in more)]:
+    for path in paths:
         with atomic_path(staging / path) as temporary:
             shutil.copyfile(root / path, temporary)
-    return [entry_of(staging, path, Path(path).stem, **facts) for path, facts in more]
 
 
 def _dataset(entries: Sequence[Entry], root: Path) -> list[str]:
