@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -66,6 +67,21 @@ def test_every_part_gives_what_it_times(result: Path) -> None:
     features, of_one, of_two = (row["flop"] for row in rows if row["part"] == "steps")
     assert of_two == 2 * of_one, "a step is a pass of the head"
     assert two - one == of_one and one == of_one + features / 2, "two eval seeds share an image's features"
+
+
+@pytest.mark.parametrize("terminal", [{}, {"FORCE_COLOR": "1", "COLUMNS": "40"}])
+def test_no_column_is_cut(monkeypatch: pytest.MonkeyPatch, terminal: dict[str, str]) -> None:
+    """Neither where standard output is a file nor on a terminal that is too narrow."""
+    row = Timing("train", "a long name of what was timed", "iteration of 4 images", (1.234, 1.345), 1, 4, 5e9, 1234.0)
+    done = {"settings": asdict(BenchSettings()), "matrix_flop_per_s": 1e11, "timings": [row.row(1e11)]}
+    monkeypatch.setattr("noisebox.bench.run.bench", lambda *_: done)
+    for name, value in terminal.items():
+        monkeypatch.setenv(name, value)
+    said = bench().stdout
+    assert "…" not in said
+    for cell in ("least–most", "MiB", "1.23–1.34 s", "1234"):
+        assert cell in said
+    assert ("a long name of what was timed, per iteration of 4 images" in said) is not bool(terminal)
 
 
 def test_operations_are_counted_as_they_are_defined() -> None:

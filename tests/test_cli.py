@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import edit_yaml, run
+from rich.text import Text
 from typer.main import get_command
 
 from noisebox.cli.app import PANELS, app, logged
@@ -27,6 +28,13 @@ def test_help_lists_every_verb_in_one_line_under_what_it_is_for(project: Path) -
         assert len(described) == 1, verb
         following = shown[shown.index(described[0]) + 1]
         assert not following.startswith("│   "), f"{verb} takes more than a line"
+
+
+def test_help_loses_no_words_as_markup() -> None:
+    for name, verb in vars(get_command(app))["commands"].items():
+        for option in verb.params:
+            words = getattr(option, "help", None) or ""
+            assert Text.from_markup(words).plain == words.replace("\\[", "["), (name, option.name)
 
 
 def test_help_needs_no_torch() -> None:

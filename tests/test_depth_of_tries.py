@@ -58,7 +58,9 @@ def test_one_command_comes_to_the_losses_of_three(here: Path, command_line: Comm
     tried = (here / "tries/lss/test-mini-seed0/metrics.csv").read_bytes()
     assert b"Ldepth" in tried
     (here / "depth_gt/val").mkdir(parents=True)  # of another dataset
-    assert command_line("evaluate", "lss", "--scale", "test", "--dataset", "mini")[0] == 0
+    code, said, _ = command_line("evaluate", "lss", "--scale", "test", "--dataset", "mini")
+    assert (code, said) == (0, "tries/lss/test-mini-seed0/evaluation/results.tsv\n")
+    assert (here / said.strip()).exists()
     made_by_try = {path.name: path.read_bytes() for path in (here / FOLDER).glob("*.npz")}
     edit_yaml(here / "params/scales/test.yaml", families__bev__dataset="mini")
     for command in (("data", "bev"), ("depth-gt", "--split", "train"), ("train", "lss")):
@@ -88,7 +90,9 @@ def test_it_is_made_once_and_again_where_it_would_be_other(
 
     def made_by_smoke() -> list[str]:
         made.clear()
-        assert command_line("smoke", "lss", "--dataset", "mini")[0] == (2 if broken else 0)
+        code, said, _ = command_line("smoke", "lss", "--dataset", "mini")
+        assert code == (2 if broken else 0)
+        assert said.splitlines()[-1:] == ([] if broken else ["tries/lss/mini-seed0/smoke.tsv"])
         assert stems(here / FOLDER) == (set() if broken else {first, last})
         return sorted(made)
 

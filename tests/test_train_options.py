@@ -39,6 +39,7 @@ def test_options_stand_over_params_and_the_try_lies_beside_the_runs(here: Path, 
     )  # fmt: skip
     assert code == 0
     assert said.startswith("baseline seed3 goes to tries/baseline/seed3, with precision bf16, solver.epochs 1.5, ")
+    assert said.splitlines()[-1] == "tries/baseline/seed3/model_final.pth"
     assert not (here / "runs").exists() and (here / "logs/try/baseline/seed3.log").exists()
     config = yaml.safe_load((here / "tries/baseline/seed3/config.yaml").read_text())
     expected = {

@@ -1,11 +1,16 @@
 """The verb that times: bench."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from noisebox.cli.app import app, say
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WIDE = 1000  # characters: no table is wider
 
 
 @app.command()
@@ -45,7 +50,9 @@ def bench(
     items: Annotated[
         int | None,
         typer.Option(
-            help="Images, frames, runs of loader, depth, report, counting.", min=1, show_default="each its own"
+            help="Images, frames, runs of loader, depth, report (a multiple of 10), counting.",
+            min=1,
+            show_default="each its own",
         ),
     ] = None,
     stored: Annotated[tuple[int, int], typer.Option(help="Height and width of the loader's files.")] = (480, 640),
@@ -72,14 +79,12 @@ def bench(
     With --growth, growth.tsv says what grows with what and how fast: the exponent k of cost ~ size^k, fitted over the
     sizes; growth.png and growth.svg draw it. With --compare, the ratios of what two results have in common.
     """
-    from rich.console import Console
-
     if compare:
         from noisebox.bench.compare import compare as run_compare
         from noisebox.bench.compare import table as ratio_table
 
         ratios, differences = run_compare(*compare)
-        Console().print(ratio_table(ratios, *compare))
+        _print(ratio_table(ratios, *compare))
         for line in differences or ["same settings, hardware and packages"]:
             say(line)
         return
@@ -110,7 +115,19 @@ def bench(
     result = run_bench(words if parts else ["train", "crops" if settings.crops else "protocol"], settings)
     _hand_over(result, json)
     if json != Path("-"):
-        Console().print(bench_table(result))
+        _print(bench_table(result))
+
+
+def _print(table: "Table") -> None:
+    """Print a table: where no terminal has a width, as wide as it is; on a narrow one no number is cut, lines wrap."""
+    from rich.cells import cell_len
+    from rich.console import Console
+
+    for column in table.columns:
+        if column.no_wrap:
+            column.min_width = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+    console = Console(width=None if Console().is_terminal else WIDE)
+    console.print(table, crop=False)
 
 
 def _hand_over(result: dict[str, Any], path: Path | None) -> None:

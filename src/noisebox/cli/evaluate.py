@@ -47,6 +47,7 @@ def evaluate(
                 f"train it again with: noisebox train {lineage} --seed {seed}"
             )
         evaluate_run(model, config, path, experiment, checkpoint["classes"])
+        say(f"{graph.evaluation_of(path.as_posix(), config.lineage, config.seed)}/results.tsv")
 
 
 @app.command()

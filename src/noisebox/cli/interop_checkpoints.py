@@ -81,7 +81,12 @@ def import_checkpoint(
 @app.command(name="export-checkpoint")
 def export_checkpoint(
     which: Which,
-    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="exported/<lineage>.pth")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write.", show_default="exported/<lineage>-seed<k>.pth, of a file exported/<its name>"
+        ),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Make public DiffusionDet weights of a checkpoint.

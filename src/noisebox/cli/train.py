@@ -38,6 +38,7 @@ def smoke(
         from noisebox.training.smoke import smoke as run_smoke
 
         run_smoke(config, out, task.classes, task.batch(0))
+        say(str(out))
 
 
 @app.command(cls=OverridableCommand)
@@ -56,7 +57,7 @@ def train(
     subset_size: Annotated[int | None, typer.Option(help="Train on so many images.", min=1)] = None,
     subset_seed: Annotated[int | None, typer.Option(help="Another seed draws others.", min=0)] = None,
     overfit: Annotated[bool | None, typer.Option("--overfit", help="Train and evaluate on the first ones.")] = None,
-    resize_schedule: Annotated[str | None, typer.Option(help="[[epoch, short edge], ...], from epoch 1.")] = None,
+    resize_schedule: Annotated[str | None, typer.Option(help=r"[\[epoch, short edge], ...], from epoch 1.")] = None,
     compile: Annotated[bool | None, typer.Option("--compile", help="Through torch.compile.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of any key; repeatable.")] = None,
     start: Annotated[
@@ -179,6 +180,7 @@ def train(
         from noisebox.training.loop import train_task
 
         train_task(task, run, parent=start, teacher=teacher, if_changed=if_changed)
+        say(str(run / "model_final.pth"))
 
 
 @app.command()
@@ -192,7 +194,8 @@ def overfit(
 
     Trains on the first images without augmentation or shuffling, evaluates
     on the same, and says what to check where it did not learn them: then
-    targets, losses or decoding are wrong, or it needs longer.
+    targets, losses or decoding are wrong, or it needs longer. Its run lies
+    in tries/<recipe>/overfit/.
 
     Exit code 0: it knows them (AP50, or mIoU of a map, of at least 90);
     1: it does not; 2: a mistake.
@@ -209,11 +212,13 @@ def overfit(
         from noisebox.training.overfit import advice
         from noisebox.training.overfit import overfit as run_overfit
 
-        memory = run_overfit(task, Path(graph.try_folder(recipe, "overfit")))
+        run = Path(graph.try_folder(recipe, "overfit"))
+        memory = run_overfit(task, run)
         reached = f"{memory.metric} {memory.value:.1f} on the {task.images} images shown"
         say(
             f"{recipe}: {reached}, {memory.enough:g} is enough" if memory.learnt else f"{recipe}: only {reached}; check"
         )
         for line in [] if memory.learnt else advice(memory, task):
             say(f"- {line}")
+        say(str(run / "model_final.pth"))
     raise typer.Exit(0 if memory.learnt else 1)
