@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from noisebox.report.pictures import CELL, Box, Picture
 from noisebox.report.predictions import drawn, read_predictions, write_pictures
 from noisebox.training.checkpoint import load_model, save_checkpoint
 
+pytest_plugins = ("reported_fixtures",)
+
+CommandLine = Callable[..., tuple[int, str, str]]
 CLASSES = ["dog", "cat", "cow"]
 IMAGES = "data/images/val"
 
@@ -167,6 +171,20 @@ def test_a_picture_for_every_image(checkpoint: Path, tmp_path: Path) -> None:
     files[1].write_text("{}")
     with pytest.raises(UserError, match="not what noisebox predict writes"):
         read_predictions(*files)
+
+
+def test_pictures_are_those_of_the_last_prediction(checkpoint: Path, command_line: CommandLine) -> None:
+    """In a folder that tells a run from others; images in the place of pictures are refused, and stay."""
+    which = Path("tries/small/seed0/model_final.pth")
+    which.parent.mkdir(parents=True)
+    shutil.copy(checkpoint, which)
+    folder = Path("predictions/tries/small/seed0/model_final")
+    assert command_line("predict", which, "--images", IMAGES)[0] == 0
+    code, _, error = command_line("predict", which, "--images", folder / "pictures")
+    assert (code, f"lies in {folder}/pictures, where the pictures go" in error) == (2, True)
+    assert len(list((folder / "pictures").iterdir())) == 4
+    assert command_line("predict", which.absolute(), "--images", f"{IMAGES}/2.png")[0] == 0
+    assert [path.name for path in (folder / "pictures").iterdir()] == ["2.png"]
 
 
 def test_a_box_is_drawn_where_it_is() -> None:

@@ -1,5 +1,7 @@
 """Verbs that measure and look: evaluate, predict, show, show-bev, diagnose."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +57,10 @@ def predict(
     which: Which,
     images: Annotated[Path, typer.Option(help="An image file, or a folder of them.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write to.", show_default="predictions/<lineage>/seed<k>")
+        Path | None,
+        typer.Option(
+            help="Folder to write to.", show_default="predictions/<lineage>/seed<k>, of a file predictions/<its path>"
+        ),
     ] = None,
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(help="Sampling steps.", min=1)] = 1,
@@ -70,23 +75,35 @@ def predict(
     """Detect in any images: COCO results and pictures.
 
     predictions.json is a list in COCO's results form, images.json names images and categories, and pictures/ shows
-    every image with its boxes. An image of the validation split is detected as `noisebox evaluate` does.
+    every image with its boxes, in place of those of an earlier prediction. An image of the validation split is detected
+    as `noisebox evaluate` does.
     """
     path = checkpoint_named(which, seed)
-    folder = out or Path("predictions") / (path.stem if is_file(which) else f"{which}/seed{seed}")
+    folder = out or Path("predictions") / (_place_of(path) if is_file(which) else f"{which}/seed{seed}")
+    root, pictures = images if images.is_dir() else images.parent, folder / "pictures"
+    if root.resolve().is_relative_to(pictures.resolve()):
+        raise UserError(f"{images} lies in {pictures}, where the pictures go: choose another folder with --out")
 
     from noisebox.evaluation.predict import IMAGES, LOOKS, PREDICTIONS
     from noisebox.evaluation.predict import predict as run_predict
     from noisebox.report.aerial_pictures import write_pictures as write_looks
     from noisebox.report.predictions import write_pictures
 
+    earlier = (folder / PREDICTIONS).exists()
     ways = {"crops": crops, "visualize": visualize}
     run_predict(path, images, folder, steps=steps, score=score, eval_seed=eval_seed, batch_size=batch, **ways)
-    root = images if images.is_dir() else images.parent
-    pictures = write_pictures(folder / PREDICTIONS, folder / IMAGES, root, folder / "pictures")
-    say(f"{folder / PREDICTIONS}, {folder / IMAGES}, and {len(pictures)} pictures in {folder / 'pictures'}")
+    if earlier:
+        shutil.rmtree(pictures, ignore_errors=True)
+    drawn = write_pictures(folder / PREDICTIONS, folder / IMAGES, root, pictures)
+    say(f"{folder / PREDICTIONS}, {folder / IMAGES}, and {len(drawn)} pictures in {pictures}")
     if visualize:
         say(f"{len(write_looks(folder / LOOKS))} pictures of what was seen in {folder / LOOKS}")
+
+
+def _place_of(checkpoint: Path) -> Path:
+    """What a checkpoint's predictions are called: its path below the project, or of one elsewhere its name."""
+    path = Path(os.path.relpath(checkpoint))
+    return (Path(path.name) if ".." in path.parts else path).with_suffix("")
 
 
 @app.command()
