@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial
 from own_process import processes
 from toy_detector import toy_batches
 from toy_search import RATES, ToyTask, make_toy_project, register_toy, rows, search_toy, write_search
@@ -24,6 +27,7 @@ from noisebox.config.search import HalvingConfig, RangeConfig, Search
 from noisebox.errors import UserError
 from noisebox.files import read_yaml
 from noisebox.report.searches import importance, ranges_of, write_search_report
+from noisebox.search import study
 from noisebox.search.adopt import adopt
 
 HALVING = {"successive_halving": {"reduction_factor": 2, "min_resource": 1}}
@@ -209,6 +213,63 @@ def test_a_finished_search_is_not_run_again_unless_something_changed(project: Pa
     assert (project / graph.search_csv("rates")).read_bytes().startswith(written)  # only the new one was run
     other = search_toy(write_search(project, budget={"iters": 3}))
     assert [trial.metric for trial in other] != [trial.metric for trial in read(written, project)]
+
+
+@pytest.mark.parametrize(
+    ("shorter", "longer"),
+    [
+        ({"trials": [{"solver.base_lr": 1e-3}]}, {"trials": [{"solver.base_lr": 1e-3}, {"solver.base_lr": 1e-1}]}),
+        (
+            {"trials": [{"solver.base_lr": 1e-3}, {"solver.base_lr": 2e-3}]},
+            {"trials": [{"solver.base_lr": rate} for rate in (1e-3, 2e-3, 1e-1)]},
+        ),
+        (
+            {"trials": [{"solver.decay_at": [0.5]}, {"model.batch_norm": True}]},
+            {"trials": [{"solver.decay_at": [0.5]}, {"model.batch_norm": True}, {"solver.decay_at": []}, {}]},
+        ),
+        ({"trials": None, "space": SPACE, "count": 1}, {"trials": None, "space": SPACE, "count": 4}),
+        (
+            {"trials": None, "space": SPACE, "sampler": "tpe", "count": 1},
+            {"trials": None, "space": SPACE, "sampler": "tpe", "count": 4},
+        ),
+    ],
+)
+def test_a_search_that_grew_comes_to_what_the_longer_one_does(
+    project: Path, shorter: dict[str, Any], longer: dict[str, Any]
+) -> None:
+    search_toy(write_search(project, **shorter))
+    first = rows(project)
+    search_toy(write_search(project, **longer))
+    search_toy(write_search(project, "whole", **longer))
+    assert rows(project) == rows(project, "whole") and len(rows(project)) > len(first)
+
+
+def test_a_study_whose_parameters_were_of_another_kind_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of one rate was a choice once."""
+    before: Any = ({"solver.base_lr": "0.003"}, {"solver.base_lr": CategoricalDistribution(["0.003"])})
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "_parameters", lambda values, space: before)
+        search_toy(write_search(project, trials=[{"solver.base_lr": 3e-3}]))
+    first = rows(project)
+    search_toy(write_search(project))
+    assert rows(project)[: len(first)] == first and len(rows(project)) == 1 + len(RATES)
+    assert [trial.params for trial in in_optuna("rates")] == [before[0], {}, {}, {}, {}]
+
+
+def test_optuna_is_told_the_parameters(project: Path) -> None:
+    listed = [{"solver.base_lr": 1e-3, "solver.decay_at": [0.5], "model.batch_norm": True}, {"model.width": 8}]
+    search_toy(write_search(project, trials=listed))
+    assert [trial.params for trial in in_optuna("rates")] == [{"solver.base_lr": 1e-3}, {"model.width": 8}]
+    space = {**SPACE, "solver.clip_norm": {"choice": [1, 10]}}  # which the solver has as 1.0 and 10.0
+    found = search_toy(write_search(project, "drawn", trials=None, space=space, count=2))
+    for trial, shown in zip(found, in_optuna("drawn"), strict=True):
+        assert {key: value_of(str(value)) for key, value in shown.params.items()} == trial.values
+        assert shown.distributions["solver.base_lr"] == FloatDistribution(1e-4, 1e-1, log=True)
+
+
+def in_optuna(name: str) -> list[FrozenTrial]:
+    """The trials as Optuna itself reads them."""
+    return optuna.load_study(study_name=name, storage=f"sqlite:///searches/{name}/study.db").trials
 
 
 def read(content: bytes, folder: Path) -> list[Trial]:

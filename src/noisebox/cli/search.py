@@ -26,7 +26,7 @@ def search(
 
     with logged("search", file.stem, *([f"companion{companion}"] if companion else [])):
         found = Search(file, load_experiment().scale)
-        keys = list(found.ranges())  # and with them every trial, so that a mistake is told now
+        keys = found.keys()  # and with them every trial, so that a mistake is told now
 
         from noisebox.search.processes import companions
         from noisebox.search.table import ProgressTable

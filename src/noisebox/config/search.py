@@ -99,7 +99,7 @@ class RangeConfig(Section):
     @classmethod
     def spanning(cls, values: Sequence[Any]) -> "RangeConfig":
         """The range of values that were given: between the ends of numbers, or a choice."""
-        numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+        numbers = [value for value in values if is_number(value)]
         if len(numbers) < len(values) or min(numbers) == max(numbers):
             return cls(choice=[value_of(cell) for cell in dict.fromkeys(cell_of(value) for value in values)])
         low, high = min(numbers), max(numbers)
@@ -115,8 +115,8 @@ class RangeConfig(Section):
         return FloatDistribution(*self.ends, log=self.log_uniform is not None)
 
     def in_optuna(self, value: Any) -> float | str:
-        """A value of this range as Optuna has it."""
-        return cell_of(value) if self.choice is not None else float(value)
+        """A value of this range as Optuna has it; raises ValueError where it is none of the choices."""
+        return cell_of(self.choice[self.choice.index(value)]) if self.choice is not None else float(value)
 
     def suggested(self, trial: "optuna.Trial", key: str) -> Any:
         """What Optuna suggests for a trial."""
@@ -241,13 +241,10 @@ class Search:
         """The values in the types of the configuration: a rate that YAML reads as text, such as 1e-4, as a number."""
         return {key: _value_at(config, key) for key in values}
 
-    def ranges(self) -> dict[str, "RangeConfig"]:
-        """What each key is drawn from, or, where the trials are known, what they span."""
-        if self.config.space and self.config.sampler == "tpe":
-            return self.config.space
-        known = [values for values in self.plan if values]
-        keys = dict.fromkeys(key for values in known for key in values)
-        return {key: RangeConfig.spanning([values[key] for values in known if key in values]) for key in keys}
+    def keys(self) -> list[str]:
+        """What the trials differ in; raises UserError as `plan` does."""
+        space = self.config.space or {}
+        return list(dict.fromkeys(key for values in self.plan for key in values or space))
 
     def _listed(self) -> list[dict[str, Any]]:
         trials = self.config.trials
@@ -279,6 +276,10 @@ class Search:
             return self.as_resolved(values, self.resolved(values))
         except UserError as error:
             raise UserError(f"{self.path}: {where}: {error}") from None
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def load_search(path: Path, root: Path = Path()) -> SearchConfig:

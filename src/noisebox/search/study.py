@@ -8,18 +8,20 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
 from noisebox import graph
 from noisebox.config.best import Status, Trial
-from noisebox.config.search import Search
+from noisebox.config.search import RangeConfig, Search, is_number
 from noisebox.errors import UserError
 from noisebox.files import BusyError, only_here
 from noisebox.randomness import seed_of
@@ -46,7 +48,6 @@ class Study:
         study cannot be read or written.
         """
         self.search, self.folder = search, search.root / graph.search_folder(search.name)
-        self.ranges = search.ranges()
         now = json.loads(json.dumps(inputs))
         with only_here(self.folder / "lock"):
             try:
@@ -55,8 +56,7 @@ class Study:
                     self._begin_anew(changed)
                 self._study.set_user_attr("inputs", now)
                 for values in search.plan[len(self._study.get_trials(deepcopy=False)) :]:
-                    known = {key: self.ranges[key].in_optuna(value) for key, value in (values or {}).items()}
-                    self._study.enqueue_trial(known, user_attrs={} if values is None else {"values": values})
+                    self._add(values)
             except (StorageInternalError, DatabaseError) as error:
                 cause = " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())
                 raise UserError(
@@ -71,6 +71,17 @@ class Study:
             storage=self._storage, study_name=self.search.name, direction="maximize", load_if_exists=True
         )
         self._id = self._storage.get_study_id_from_name(self.search.name)
+
+    def _add(self, values: dict[str, Any] | None) -> None:
+        """Enter a trial that waits to be run. Its values, where they are known, are an attribute, which is what counts,
+        and parameters of Optuna only to be seen in its dashboard."""
+        attributes = {} if values is None else {"values": values}
+        waiting = partial(create_trial, state=TrialState.WAITING, user_attrs=attributes)
+        try:
+            params, distributions = _parameters(values or {}, self.search.config.space)
+            self._study.add_trial(waiting(params=params, distributions=distributions))
+        except ValueError:  # Optuna takes one kind of distribution for a key, and trials of before may have another
+            self._study.add_trial(waiting())
 
     def _changed(self, now: Mapping[str, Any]) -> str | None:
         """In a few words why the study cannot be gone on with; None where it can."""
@@ -128,11 +139,9 @@ class Study:
         key = seed_of(self.search.config.sampler_seed, "search", number) % 2**32
         self._study.sampler = optuna.samplers.TPESampler(seed=key)
         trial = optuna.Trial(self._study, identity)
-        known = trial.user_attrs.get("values")
-        named = self.ranges if known is None else known
-        drawn = {key: self.ranges[key].suggested(trial, key) for key in named}
-        if known is None:
-            trial.set_user_attr("values", drawn)
+        if "values" not in trial.user_attrs:
+            space = self.search.config.space or {}
+            trial.set_user_attr("values", {key: values.suggested(trial, key) for key, values in space.items()})
         return trial
 
     def end(self, number: int, state: TrialState, score: float | None = None) -> None:
@@ -145,6 +154,23 @@ class Study:
 
     def _trial_id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+
+def _parameters(
+    values: Mapping[str, Any], space: Mapping[str, RangeConfig] | None
+) -> tuple[dict[str, float | str], dict[str, BaseDistribution]]:
+    """What Optuna can hold of a trial's values, and in which distributions. More trials must not change these: so
+    they are those of the space or, where trials are listed, each number's own; what else a list may bring has none.
+
+    Raises ValueError where a value is not among the choices as they are written.
+    """
+    if space:
+        return (
+            {key: space[key].in_optuna(value) for key, value in values.items()},
+            {key: space[key].distribution() for key in values},
+        )
+    numbers = {key: float(value) for key, value in values.items() if is_number(value)}
+    return dict(numbers), {key: FloatDistribution(value, value) for key, value in numbers.items()}
 
 
 def _row(trial: FrozenTrial) -> Trial:
