@@ -392,6 +392,21 @@ def test_a_lineage_takes_the_best(project: Path) -> None:
         resolve("tuned", 0, "toy")
 
 
+def test_what_was_found_best_stands_over_the_scales_size_of_the_recipe(project: Path) -> None:
+    recipe = {"description": "as found", "family": "toy", "model": {"width": 5}, "from_search": {"name": "rates"}}
+    (project / "params/recipes/tuned.yaml").write_text(yaml.safe_dump(recipe))
+    scale = read_yaml(project / graph.scale_file("toy"))
+    scale["models"] = {"toy": {"width": 3}, "tuned": {"width": 4, "batch_norm": True}}
+    (project / graph.scale_file("toy")).write_text(yaml.safe_dump(scale))
+    assert resolve("tuned", 0, "toy", smoke=True).model.width == 4
+    write_trials(project / graph.search_csv("rates"), [scored(1.0), Trial(1, "completed", 2, 1, 1, {"model.width": 8})])
+    found = resolve("tuned", 0, "toy").model
+    assert (found.width, found.batch_norm) == (8, True)
+    write_trials(project / graph.search_csv("rates"), [Trial(0, "completed", 2, 1, 1, {"model.width": "wide"})])
+    with pytest.raises(UserError, match=r"recipes/tuned\.yaml: model\.width: input should be a valid integer"):
+        resolve("tuned", 0, "toy")
+
+
 @given(
     st.recursive(
         st.none()

@@ -3,7 +3,8 @@
 Precedence, weakest first: the defaults of the sections, the scale file, then each recipe of the lineage from first to
 last for `model` and `loss`; `solver`, `precision` and `distill` come from the last recipe alone, because they say how
 this stage trains, and its `finetune:` section counts only where the recipe has a parent; and overrides, that is dotted
-keys such as `solver.base_lr`, over all.
+keys such as `solver.base_lr`, over all. What a scale says of a recipe's model by its name stands over the recipe; what
+a search found best for the recipe, over both, as it did in the search.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -125,10 +126,10 @@ def resolve(
     recipes = _recipes(lineage, root)
     whole, scale_path = load_scale(scale_name, root), root / graph.scale_file(scale_name)
     scale = _scale_of(whole, scale_path, recipes[-1].family, _dataset(_nested(overrides or {}), root))
+    best = {} if smoke else _best(lineage, recipes, root)
     if not smoke:
-        recipes = [_at_its_best(recipe, root) for recipe in recipes]
         teacher_of(lineage, seed, root)
-    return combined(lineage, seed, scale_name, scale, recipes, root, overrides=overrides)
+    return combined(lineage, seed, scale_name, scale, recipes, root, overrides=overrides, best=best)
 
 
 def combined(
@@ -140,10 +141,13 @@ def combined(
     root: Path = Path(),
     *,
     overrides: Mapping[str, Any] | None = None,
+    best: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> RunConfig:
-    """The configuration of one run from its scale and the recipes of its lineage, wherever they were read; raises
-    UserError naming the file below `root` that they would stand in, or the override, key and what fits."""
-    others = _nested(overrides or {})
+    """The configuration of one run from its scale and the recipes of its lineage, wherever they were read, and by
+    recipe the values that a search found best; raises UserError naming the file below `root` that they would stand in,
+    or the override, key and what fits."""
+    others, best = _nested(overrides or {}), best or {}
+    recipes = [with_values(recipe, best.get(part, {})) for part, recipe in zip(lineage.parts, recipes, strict=True)]
     last, path = recipes[-1], root / graph.recipe_file(lineage.recipe)
     scale_path = root / graph.scale_file(scale_name)
     sections = sections_of(last.family)
@@ -157,6 +161,9 @@ def combined(
         check_section(sections.loss, loss, recipe_path, "loss")
         if part != last.family:
             model = _sized(model, scale, part, sections, scale_path)
+        if part in best:
+            model = merged(model, _nested(best[part]).get("model", {}))
+            check_section(sections.model, model, recipe_path, "model")
     sized = _as_asked(scale, last, others, path)
     solver = _solver(sized, last, lineage, path, scale_path, others.get("solver", {}))
     resolved = check_overrides(sections.model, merged(model, others.get("model", {})), "model")
@@ -273,10 +280,10 @@ def _recipes(lineage: graph.Lineage, root: Path) -> list[RecipeConfig]:
     return recipes
 
 
-def _at_its_best(recipe: RecipeConfig, root: Path) -> RecipeConfig:
-    """The recipe, with the best that its search found, if it takes that."""
-    taken = recipe.from_search
-    return with_values(recipe, best_of(taken.name, taken.rank, root)) if taken else recipe
+def _best(lineage: graph.Lineage, recipes: Sequence[RecipeConfig], root: Path) -> dict[str, dict[str, Any]]:
+    """By recipe, for those of a lineage that take the best of a search, its values."""
+    taken = {part: recipe.from_search for part, recipe in zip(lineage.parts, recipes, strict=True)}
+    return {part: best_of(search.name, search.rank, root) for part, search in taken.items() if search}
 
 
 def _named(name: str, path: Path, key: str, root: Path) -> graph.Lineage:
