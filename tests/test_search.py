@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 import yaml
+from conftest import ROOT, edit_yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -124,6 +125,19 @@ def test_the_budget_is_what_a_trial_gets(project: Path) -> None:
     assert (config.solver.base_lr, config.solver.epochs, config.solver.subset_size) == (0.5, 0.5, 16)
     assert (config.image.train_short_edges, config.image.eval_short_edge, config.image.max_edge) == ([400], 400, 666)
     assert ToyTask(config).config.solver.iterations == 2
+
+
+def test_the_budgets_image_size_stands_over_the_scales_schedule(project: Path) -> None:
+    edit_yaml(project / graph.scale_file("toy"), image={"resize_schedule": [[1, 640], [2, 800]]})
+    sized = Search(write_search(project, budget={"iters": 2, "image_size": 400}), "toy").resolved({}).image
+    assert (sized.train_short_edges, sized.resize_schedule) == ([400], [])
+    assert Search(write_search(project), "toy").resolved({}).image.resize_schedule == [(1, 640), (2, 800)]
+
+
+def test_maps_have_the_size_of_their_dataset(project: Path) -> None:
+    path = project / write_search(project, lineage="lss", budget={"iters": 2, "image_size": 32})
+    with pytest.raises(UserError, match=r"rates\.yaml: budget\.image_size: the dataset says how large"):
+        Search(path, "test", ROOT)
 
 
 # What trials come to
@@ -395,9 +409,8 @@ def test_a_lineage_takes_the_best(project: Path) -> None:
 def test_what_was_found_best_stands_over_the_scales_size_of_the_recipe(project: Path) -> None:
     recipe = {"description": "as found", "family": "toy", "model": {"width": 5}, "from_search": {"name": "rates"}}
     (project / "params/recipes/tuned.yaml").write_text(yaml.safe_dump(recipe))
-    scale = read_yaml(project / graph.scale_file("toy"))
-    scale["models"] = {"toy": {"width": 3}, "tuned": {"width": 4, "batch_norm": True}}
-    (project / graph.scale_file("toy")).write_text(yaml.safe_dump(scale))
+    sizes = {"toy": {"width": 3}, "tuned": {"width": 4, "batch_norm": True}}
+    edit_yaml(project / graph.scale_file("toy"), models=sizes)
     assert resolve("tuned", 0, "toy", smoke=True).model.width == 4
     write_trials(project / graph.search_csv("rates"), [scored(1.0), Trial(1, "completed", 2, 1, 1, {"model.width": 8})])
     found = resolve("tuned", 0, "toy").model

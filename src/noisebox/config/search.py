@@ -36,7 +36,8 @@ BUDGETED = tuple(
 
 class BudgetConfig(Section):
     """What a trial may cost: `iters` iterations or `epochs` passes over a subset of `subset` images (by default all),
-    their short edge brought to `image_size` (by default the scale's); it is evaluated `evaluations` times."""
+    their short edge brought to `image_size` from first to last (by default as the scale says); it is evaluated
+    `evaluations` times."""
 
     iters: Positive | None = None
     epochs: AboveZero | None = None
@@ -59,7 +60,7 @@ class BudgetConfig(Section):
         if self.image_size:
             longest = round(image.max_edge * self.image_size / image.eval_short_edge)
             found |= {"image.train_short_edges": [self.image_size], "image.eval_short_edge": self.image_size}
-            found |= {"image.max_edge": longest}
+            found |= {"image.max_edge": longest, "image.resize_schedule": []}
         return {key: value for key, value in found.items() if value is not None}
 
 
@@ -207,9 +208,15 @@ class Search:
                 taken = load_recipe(part, root).from_search
                 if taken and taken.name == self.name:
                     raise UserError(f"recipe {part!r} takes the best of this very search")
-            self._image = resolve(self.lineage, self.config.seed, scale, root).image
+            config = resolve(self.lineage, self.config.seed, scale, root)
         except UserError as error:
             raise UserError(f"{path}: lineage: {error}") from None
+        if self.config.budget.image_size and graph.line_of(config.family) == "bev":
+            raise UserError(
+                f"{path}: budget.image_size: the dataset says how large the images of family {config.family} are; "
+                "take it out"
+            )
+        self._image = config.image
         for key, values in (self.config.space or {}).items():
             for value in values.extremes():
                 self._sound({key: value}, f"space.{key}")
