@@ -11,7 +11,8 @@ import yaml
 
 from noisebox.config import resolve
 from noisebox.data.catalog import prepare_dataset
-from noisebox.tasks import open_task
+from noisebox.tasks import open_task, with_batch_size
+from noisebox.training import batch_size
 from noisebox.training.overfit import Memory, overfit
 
 pytest_plugins = ("reported_fixtures",)
@@ -92,6 +93,17 @@ def test_what_is_not_learnt_is_told_with_what_to_check(
     ]  # fmt: skip
     assert "peaked at 0.001; try --set solver.base_lr=0.003 and 0.000333" in said
     assert last == "tries/baseline/overfit/model_final.pth" and (here / last).exists()
+
+
+def test_the_batch_size_may_be_auto(
+    here: Path, command_line: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("overfit", "baseline", "--images", 2, "--iters", 1, "--set", "solver.batch_size=auto")
+    code, _, told = command_line(*asked)
+    assert code == 2 and "solver.batch_size auto needs device cuda" in told
+    monkeypatch.setattr(batch_size, "with_largest_batch", lambda task, run: with_batch_size(task, 1))
+    code, said, _ = command_line(*asked)
+    assert code == 1 and said.startswith("batch_size auto: 1\nbaseline: only AP50 ")
 
 
 def test_the_term_that_fell_least_is_named() -> None:

@@ -65,6 +65,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"trials": [{}, {"solver.base_lr": -1}]}, "trials.1: override 'solver.base_lr'"),
         ({"trials": [{"image.flip": 0}]}, "trials.0: 'image.flip' is no key of a recipe"),
         ({"trials": [{"solver.max_iter": 9}]}, "trials.0: 'solver.max_iter' is what budget says"),
+        ({"trials": [{}, {"solver.batch_size": "auto"}]}, "trials.1: solver.batch_size is auto, here, in"),
         ({"trials": [{"model": {"width": 4}}]}, "trials.0: 'model' is a section"),
         ({"trials": "params/searches/none.json"}, "trials: params/searches/none.json does not exist"),
         ({"trials": None, "space": {}, "count": 3}, "space"),
@@ -83,6 +84,16 @@ def test_a_mistake_is_told_before_any_trial_starts(project: Path, changes: dict[
     with pytest.raises(UserError) as told:
         Search(path, "toy")
     assert sentence in str(told.value) and str(path) in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("sampler", ["quasi_random", "tpe"])
+def test_a_batch_size_that_is_yet_to_be_found_is_no_equal_cost(project: Path, sampler: str) -> None:
+    edit_yaml(project / graph.scale_file("toy"), solver__batch_size="auto")
+    for drawn in ({}, {"trials": None, "space": SPACE, "count": 2, "sampler": sampler}):
+        with pytest.raises(UserError, match=r"batch_size is auto, here, in the recipe or in params/scales/toy\.yaml; "):
+            Search(write_search(project, **drawn), "toy")
+    sizes = [{"solver.batch_size": size} for size in (2, 4)]
+    assert Search(write_search(project, trials=sizes), "toy").plan == sizes
 
 
 def test_a_search_does_not_take_its_own_best(project: Path) -> None:

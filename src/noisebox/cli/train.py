@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from noisebox.cli.app import Dataset, Lineage, Scale, Seed, app, checkpoint_of, 
 from noisebox.cli.detectron2 import OverridableCommand, train_config
 from noisebox.cli.launch import Processes, in_turn, shared
 from noisebox.errors import UserError
+
+if TYPE_CHECKING:
+    from noisebox.tasks import Task
 
 
 @app.command()
@@ -106,7 +109,7 @@ def train(
     \b
         noisebox train --config-file x.yaml SOLVER.MAX_ITER 500
     """
-    from noisebox.config import AUTO, RunConfig, load_experiment, overrides_of, resolve, teacher_of
+    from noisebox.config import RunConfig, load_experiment, overrides_of, resolve, teacher_of
     from noisebox.tasks import open_task
 
     named = {
@@ -157,12 +160,7 @@ def train(
         mentor = teacher_of(lineage, seed, place=partial(graph.checkpoint, scale=scale, dataset=dataset))
         teacher = Path(mentor) if mentor else None
         in_turn(lambda: prepare(config))
-        task = in_turn(lambda: open_task(config))
-        if config.solver.batch_size == AUTO:
-            from noisebox.training.batch_size import with_largest_batch
-
-            task = with_largest_batch(task, run)
-            say(f"batch_size auto: {task.config.solver.batch_size}")
+        task = _with_batch_size(in_turn(lambda: open_task(config)), run)
         if (tried or output_dir) and not profile and if_changed != "fresh":
             from noisebox.training.folder import keep_others
 
@@ -207,12 +205,12 @@ def overfit(
         overrides = {"solver.overfit": True, "solver.subset_size": images, "solver.max_iter": iters}
         overrides |= overrides_of(settings or [])
         config = resolve(recipe, 0, load_experiment().scale, smoke=True, overrides=overrides)
-        task = open_task(config.model_copy(update={"distill": None}))
+        run = Path(graph.try_folder(recipe, "overfit"))
+        task = _with_batch_size(open_task(config.model_copy(update={"distill": None})), run)
 
         from noisebox.training.overfit import advice
         from noisebox.training.overfit import overfit as run_overfit
 
-        run = Path(graph.try_folder(recipe, "overfit"))
         memory = run_overfit(task, run)
         reached = f"{memory.metric} {memory.value:.1f} on the {task.images} images shown"
         say(
@@ -222,3 +220,17 @@ def overfit(
             say(f"- {line}")
         say(str(run / "model_final.pth"))
     raise typer.Exit(0 if memory.learnt else 1)
+
+
+def _with_batch_size(task: "Task", run: Path) -> "Task":
+    """The task of the training in the folder `run`, with the largest batch that fits where its size is auto."""
+    from noisebox.config import AUTO
+
+    if task.config.solver.batch_size != AUTO:
+        return task
+
+    from noisebox.training.batch_size import with_largest_batch
+
+    found = with_largest_batch(task, run)
+    say(f"batch_size auto: {found.config.solver.batch_size}")
+    return found

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, model_validator
 from noisebox import graph
 from noisebox.config.best import TUNABLE, cell_of, value_of
 from noisebox.config.resolve import load_recipe, resolve
-from noisebox.config.run import RunConfig
+from noisebox.config.run import AUTO, RunConfig
 from noisebox.config.section import AboveZero, Count, Positive, Section, check_section
 from noisebox.errors import UserError
 from noisebox.files import expanded, read_yaml
@@ -280,7 +280,13 @@ class Search:
         try:
             for key in values:
                 _check_key(key)
-            return self.as_resolved(values, self.resolved(values))
+            config = self.resolved(values)
+            if config.solver.batch_size == AUTO:
+                raise UserError(
+                    f"solver.batch_size is auto, here, in the recipe or in {graph.scale_file(self.scale)}; trials are "
+                    "compared at equal cost, so give a number"
+                )
+            return self.as_resolved(values, config)
         except UserError as error:
             raise UserError(f"{self.path}: {where}: {error}") from None
 
