@@ -24,7 +24,7 @@ from toy_search import RATES, ToyTask, make_toy_project, register_toy, rows, sea
 from noisebox import graph
 from noisebox.config import load_recipe, resolve
 from noisebox.config.best import Trial, cell_of, ranked, read_trials, value_of, write_trials
-from noisebox.config.search import HalvingConfig, RangeConfig, Search
+from noisebox.config.search import HalvingConfig, RangeConfig, Search, WholeRange
 from noisebox.errors import UserError
 from noisebox.files import read_yaml
 from noisebox.report.searches import importance, ranges_of, write_search_report
@@ -74,6 +74,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"trials": None, "space": {"solver.base_lr": {"log_uniform": [0, 1]}}, "count": 3}, "must be above 0"),
         ({"trials": None, "space": {"solver.base_lr": {"uniform": [2, 1]}}, "count": 3}, "below the upper end 1"),
         ({"trials": None, "space": {"solver.base_lr": {"uniform": [-1, 1]}}, "count": 3}, "override 'solver.base_lr'"),
+        ({"trials": None, "space": {"model.width": {"uniform": [4, 7.5]}}, "count": 3}, "should be a valid integer"),
         ({"trials": None, "space": {"model.width": {"choice": [4, "wide"]}}, "count": 3}, "override 'model.width'"),
         ({"pruning": {}}, "give successive_halving or early_stop_threshold"),
         ({"pruning": {"successive_halving": {"reduction_factor": 1}}}, "greater than or equal to 2"),
@@ -128,6 +129,29 @@ def test_a_longer_search_of_a_space_begins_as_the_shorter(project: Path) -> None
     decades = [math.floor(math.log10(values["solver.base_lr"])) for values in found]
     assert all(11 <= decades.count(decade) <= 16 for decade in (-4, -3, -2))  # 40 points spread over three decades
     assert {values["model.width"] for values in found} == {4, 6, 8}
+
+
+@pytest.mark.parametrize("sampler", ["quasi_random", "tpe"])
+def test_keys_of_whole_numbers_are_given_whole_numbers(project: Path, sampler: str) -> None:
+    space = {"solver.warmup_iters": {"uniform": [0, 3]}, "model.width": {"log_uniform": [2, 40]}}
+    changes = {"trials": None, "space": space, "sampler": sampler, "budget": {"iters": 1}}
+    few = search_toy(write_search(project, count=4, **changes))
+    many = search_toy(write_search(project, count=16, **changes))
+    search_toy(write_search(project, "again", count=16, **changes))
+    assert rows(project) == rows(project, "again")
+    assert [trial.values for trial in many[:4]] == [trial.values for trial in few]
+    assert {trial.status for trial in many} == {"completed"}
+    assert {trial.values["solver.warmup_iters"] for trial in many} == {0, 1, 2, 3}
+    widths = [trial.values["model.width"] for trial in many]
+    assert all(type(width) is int and 2 <= width <= 40 for width in widths) and len(set(widths)) > 6
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.floats(0, 1, exclude_max=True), st.booleans())
+def test_whole_numbers_lie_within_their_range(low: int, more: int, place: float, is_log: bool) -> None:
+    ends = (low, low + more)
+    whole = WholeRange(log_uniform=ends) if is_log else WholeRange(uniform=ends)
+    assert low <= whole.at(place) <= low + more
+    assert (whole.at(0.0), whole.at(1.0)) == ends
 
 
 def test_the_budget_is_what_a_trial_gets(project: Path) -> None:

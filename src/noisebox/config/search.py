@@ -130,8 +130,29 @@ class RangeConfig(Section):
         if self.choice is not None:
             return self.choice[int(place * len(self.choice))]
         low, high = self.ends
-        drawn = low * (high / low) ** place if self.log_uniform else low + (high - low) * place
-        return min(max(float(f"{drawn:.{DIGITS}g}"), low), high)
+        return min(max(float(f"{self._number_at(place):.{DIGITS}g}"), low), high)
+
+    def _number_at(self, place: float) -> float:
+        low, high = self.ends
+        return low * (high / low) ** place if self.log_uniform else low + (high - low) * place
+
+
+class WholeRange(RangeConfig):
+    """The whole numbers between two ends, both included: each stands for all numbers from it up to the next."""
+
+    @property
+    def ends(self) -> Ends:
+        low, high = super().ends
+        return low, high + 1
+
+    def suggested(self, trial: "optuna.Trial", key: str) -> int:
+        return self._whole(super().suggested(trial, key))
+
+    def at(self, place: float) -> int:
+        return self._whole(self._number_at(place))
+
+    def _whole(self, drawn: float) -> int:
+        return min(math.floor(drawn), int(super().ends[1]))  # the upper end itself may be drawn
 
 
 class HalvingConfig(Section):
@@ -217,9 +238,7 @@ class Search:
                 "take it out"
             )
         self._image = config.image
-        for key, values in (self.config.space or {}).items():
-            for value in values.extremes():
-                self._sound({key: value}, f"space.{key}")
+        self.space = {key: self._drawn_from(key, values) for key, values in (self.config.space or {}).items()}
         listed = [] if self.config.space else self._listed()
         self._trials = [self._sound(values, f"trials.{number}") for number, values in enumerate(listed)]
 
@@ -250,8 +269,13 @@ class Search:
 
     def keys(self) -> list[str]:
         """What the trials differ in; raises UserError as `plan` does."""
-        space = self.config.space or {}
-        return list(dict.fromkeys(key for values in self.plan for key in values or space))
+        return list(dict.fromkeys(key for values in self.plan for key in values or self.space))
+
+    def _drawn_from(self, key: str, values: RangeConfig) -> RangeConfig:
+        """The range of a key, of whole numbers where it takes no others; raises UserError where it is not sound."""
+        extremes = [self._sound({key: value}, f"space.{key}")[key] for value in values.extremes()]
+        is_whole = values.choice is None and all(isinstance(end, int) for end in extremes)
+        return WholeRange(**values.model_dump(exclude_unset=True)) if is_whole else values
 
     def _listed(self) -> list[dict[str, Any]]:
         trials = self.config.trials
@@ -271,9 +295,10 @@ class Search:
     def _quasi_random(self, count: int) -> list[dict[str, Any]]:
         from scipy.stats import qmc  # takes as long as all else together
 
-        space = self.config.space or {}
-        points = qmc.Halton(len(space), rng=numpy_generator(self.config.sampler_seed, "search")).random(count)
-        return [{key: space[key].at(place) for key, place in zip(space, point, strict=True)} for point in points]
+        rng = numpy_generator(self.config.sampler_seed, "search")
+        points = qmc.Halton(len(self.space), rng=rng).random(count)
+        ranges = self.space.items()
+        return [{key: range_.at(place) for (key, range_), place in zip(ranges, point, strict=True)} for point in points]
 
     def _sound(self, values: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The values as they are resolved; raises UserError when the lineage cannot be trained with them."""

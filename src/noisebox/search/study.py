@@ -78,7 +78,7 @@ class Study:
         attributes = {} if values is None else {"values": values}
         waiting = partial(create_trial, state=TrialState.WAITING, user_attrs=attributes)
         try:
-            params, distributions = _parameters(values or {}, self.search.config.space)
+            params, distributions = _parameters(values or {}, self.search.space)
             self._study.add_trial(waiting(params=params, distributions=distributions))
         except ValueError:  # Optuna takes one kind of distribution for a key, and trials of before may have another
             self._study.add_trial(waiting())
@@ -140,8 +140,8 @@ class Study:
         self._study.sampler = optuna.samplers.TPESampler(seed=key)
         trial = optuna.Trial(self._study, identity)
         if "values" not in trial.user_attrs:
-            space = self.search.config.space or {}
-            trial.set_user_attr("values", {key: values.suggested(trial, key) for key, values in space.items()})
+            drawn = {key: values.suggested(trial, key) for key, values in self.search.space.items()}
+            trial.set_user_attr("values", drawn)
         return trial
 
     def end(self, number: int, state: TrialState, score: float | None = None) -> None:
@@ -157,7 +157,7 @@ class Study:
 
 
 def _parameters(
-    values: Mapping[str, Any], space: Mapping[str, RangeConfig] | None
+    values: Mapping[str, Any], space: Mapping[str, RangeConfig]
 ) -> tuple[dict[str, float | str], dict[str, BaseDistribution]]:
     """What Optuna can hold of a trial's values, and in which distributions. More trials must not change these: so
     they are those of the space or, where trials are listed, each number's own; what else a list may bring has none.
