@@ -285,6 +285,20 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, caplo
     assert files_of(run) == files_of(tmp_path / "whole")
 
 
+def test_a_checkpoint_that_cannot_be_opened_is_not_replaced_by_the_one_before(tmp_path: Path) -> None:
+    work = interrupted_run(tmp_path / "run") / "work"
+    (work / "last.pth").rename(work / "aside")
+    (work / "last.pth").mkdir()  # as good as a file without the right to read it, which root always has
+    with pytest.raises(UserError, match=r"last\.pth cannot be read \(Is a directory\)"):
+        train_toy(tmp_path / "run")
+    assert (work / "previous.pth").exists()
+    (work / "last.pth").rmdir()
+    (work / "aside").rename(work / "last.pth")
+    train_toy(tmp_path / "run")
+    train_toy(tmp_path / "whole")
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
+
+
 def dying(start: int, stop: int) -> Iterator[Batch]:
     yield toy_batch(start)
     raise KeyboardInterrupt

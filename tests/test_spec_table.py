@@ -96,6 +96,14 @@ def test_literature_is_printed_as_it_was_given(reported: Path) -> None:
     assert text.endswith("- theirs: Chen et al. 2023, table 1\n")
 
 
+def test_a_table_is_not_written_over_its_own_description(reported: Path, command_line: CommandLine) -> None:
+    spec = described(reported, "spec.md", columns=["AP"], rows=[{"lineage": "baseline"}])
+    text = spec.read_text()
+    code, _, told = command_line("table", spec, "--out", reported)
+    assert code == 2 and "would be overwritten by the table: choose another --out" in told
+    assert spec.read_text() == text
+
+
 # What is missing
 
 

@@ -60,6 +60,11 @@ def test_a_finished_try_is_not_replaced_by_another(here: Path, command_line: Com
     assert (code, final.read_bytes()) == (2, first)
     assert "tries/baseline/seed0 holds a finished run, of which solver.max_iter was 1, is now 2: name another" in told
     assert command_line("train", "baseline", "--iters", 2, "--output-dir", "elsewhere")[0] == 0
+    (here / "papers/work").mkdir(parents=True)
+    (here / "papers/work/thesis.txt").write_text("all of it")
+    code, _, told = command_line("train", "baseline", "--iters", 2, "--output-dir", "papers")
+    assert (code, (here / "papers/work/thesis.txt").read_text()) == (2, "all of it")
+    assert "papers holds other files than a run's; name an empty or a new folder with --output-dir" in told
     assert command_line("train", "baseline", "--iters", 2, "--if-changed", "fresh")[0] == 0
     assert load_checkpoint(final)["iteration"] == 2
 

@@ -81,7 +81,14 @@ def unwritable(path: Path, error: OSError) -> UserError | OSError:
         return UserError(f"the disk is full: {path} could not be written; free some space and run again to go on")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return UserError(f"{path} cannot be written ({error.strerror}); give write access to {path.parent}")
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG):
+        return UserError(f"{path} cannot be written ({error.strerror}); choose another place")
     return error
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    """What to raise where a file that is there could not be read."""
+    return UserError(f"{path} cannot be read ({error.strerror})")
 
 
 def _make(folder: Path) -> None:
@@ -178,7 +185,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _yaml(text: str) -> Any:
     """What a text says. It is kept, because a check of the whole experiment asks for the same few files hundreds of
     times, and parsing takes most of its time."""
-    return yaml.safe_load(text)
+    return yaml.load(text, Loader=_OneOfEachKey)
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """YAML as it is meant: of a key that comes twice the safe loader takes the last, without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} comes twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -196,6 +218,10 @@ def _parsed(path: Path, form: str, parse: Callable[[str], Any]) -> Any:
         raise UserError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, not a file") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid {form}: it is nested too deep") from None
     except (yaml.YAMLError, ValueError) as error:  # what is no UTF-8 is a ValueError
         raise UserError(f"{path} is not valid {form}: {' '.join(str(error).split())}") from None
 

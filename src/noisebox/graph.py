@@ -366,7 +366,11 @@ def report_outputs() -> list[str]:
 
 
 def log_file(verb: str, *subject: str | int) -> str:
-    return "/".join(["logs", verb, *(str(part) for part in subject)]) + ".log"
+    """Where a verb logs; raises UserError where its subject is no name, and the log would lie elsewhere."""
+    for part in map(str, subject):
+        if "/" in part or part in ("", ".", ".."):
+            raise UserError(f"{part!r} is no name: it must be one of params/, without folder and ending")
+    return "/".join(["logs", verb, *map(str, subject)]) + ".log"
 
 
 def trace_file(lineage: str, seed: int | str) -> str:

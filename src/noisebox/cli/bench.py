@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from noisebox.cli.app import app, say
+from noisebox.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,6 +92,10 @@ def bench(
 
     from noisebox.bench.settings import BenchSettings
 
+    if more and not parts and steps is None and crops is None:
+        raise UserError(
+            f"noisebox bench: {more[0]!r} is one word too many; parts follow --parts, counts --steps, --crops"
+        )
     numbers = tuple(int(word) for word in more or [] if word.isdecimal())
     words = [parts, *(word for word in more or [] if not word.isdecimal())] if parts else more or []
     settings = BenchSettings(

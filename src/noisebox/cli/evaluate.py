@@ -39,10 +39,22 @@ def evaluate(
         experiment = load_experiment()
         path = checkpoint_of(graph.Lineage.parse(lineage).name, seed, scale, dataset)
 
+        for name in ("metrics.csv", "run.json"):
+            if not (path.parent / name).is_file():
+                raise UserError(
+                    f"{path.parent / name} does not exist, which goes beside the results: train it again, or fetch it "
+                    "with dvc pull"
+                )
+
         from noisebox.tasks import evaluate_run
         from noisebox.training.checkpoint import load_model
 
         model, config, checkpoint = load_model(path)
+        if (config.lineage, config.seed) != (lineage, seed):
+            raise UserError(
+                f"{path} is of {config.lineage} seed {config.seed}, not of {lineage} seed {seed}: train it again, or "
+                "fetch it with dvc pull"
+            )
         if config.scale != (scale or experiment.scale):
             raise UserError(
                 f"{path} was trained at scale {config.scale!r}, but {graph.EXPERIMENT} now says {experiment.scale!r}: "

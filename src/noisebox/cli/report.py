@@ -74,11 +74,13 @@ def table(
     those of BEV have their own tables in reports/tables/.
     """
     from noisebox.config import load_experiment
-    from noisebox.report.spec import as_markdown, make_table, write_table
+    from noisebox.report.spec import FORMS, as_markdown, make_table, write_table
 
     made = make_table(spec, load_experiment)
     if out is None:
         say(as_markdown(made).rstrip())
+    elif (out / spec.name).exists() and spec.samefile(out / spec.name) and spec.suffix in FORMS:
+        raise UserError(f"{spec} would be overwritten by the table: choose another --out")
     else:
         for path in write_table(made, out, spec.stem):
             say(str(path))

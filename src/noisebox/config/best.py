@@ -17,7 +17,7 @@ from noisebox import graph
 from noisebox.config.run import RecipeConfig
 from noisebox.config.section import merged
 from noisebox.errors import UserError
-from noisebox.files import write_text
+from noisebox.files import unreadable, write_text
 
 Status = Literal["completed", "pruned", "failed"]
 PARAM = "param_"
@@ -72,6 +72,8 @@ def read_trials(path: Path) -> list[Trial]:
         raise UserError(
             f"{path} does not exist; make it with: noisebox search {graph.search_file(path.stem)}"
         ) from None
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def _trial(row: Mapping[str | None, Any], where: str) -> Trial:

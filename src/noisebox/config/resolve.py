@@ -50,7 +50,7 @@ def load_scale(name: str, root: Path = Path()) -> ScaleConfig:
     """Read and check `params/scales/<name>.yaml`."""
     path = root / graph.scale_file(name)
     if not path.exists():
-        raise UserError(f"scale {name!r} is unknown; {which_exist(path)}")
+        raise UserError(f"scale {name!r} is unknown; {which_exist(root / graph.scale_file(Path(name).name))}")
     scale = check_section(ScaleConfig, read_yaml(path), path)
     for name in scale.models:
         if name not in SECTIONS and not (root / graph.recipe_file(name)).exists():
@@ -222,7 +222,9 @@ def teacher_of(
 def _dataset(others: dict[str, Any], root: Path) -> str | None:
     """The dataset that overrides name; raises UserError when there is none of that name."""
     name = others.get("dataset")
-    if isinstance(name, str) and not (root / graph.dataset_file(name)).exists():
+    if not isinstance(name, str | None):
+        raise UserError(f"override 'dataset' must be a name, not {name!r}")
+    if name is not None and not (root / graph.dataset_file(name)).exists():
         raise UserError(f"override 'dataset': there is no {name!r}; {which_exist(root / graph.dataset_file(name))}")
     return name
 
@@ -373,6 +375,8 @@ def overrides_of(settings: Sequence[str]) -> dict[str, Any]:
         key, equals, value = setting.partition("=")
         if not key or not equals:
             raise UserError(f"--set takes KEY=VALUE, such as solver.base_lr=0.001, not {setting!r}")
+        if key in overrides:
+            raise UserError(f"override {key!r} is given twice")
         try:
             overrides[key] = yaml.safe_load(value)
         except yaml.YAMLError:

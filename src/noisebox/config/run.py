@@ -76,7 +76,7 @@ class SolverConfig(Section):
 
     def iterations_of(self, epochs: float, images: int) -> int:
         """The optimiser steps that show each of so many images `epochs` times."""
-        return math.ceil(round(epochs * images / self.batch_size, 6))  # 0.1 × 30 is a little more than 3
+        return max(1, math.ceil(round(epochs * images / self.batch_size, 6)))  # 0.1 × 30 is a little more than 3
 
     def epochs_in(self, iterations: int, images: int) -> int:
         """How many times so many steps show each of so many images."""
@@ -181,8 +181,8 @@ class ScaleConfig(Section):
     dataset: str
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Precision = "fp32"
-    threads: Positive = 1
-    workers: Count = 0
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    workers: Annotated[int, Field(ge=0, le=512)] = 0
     eval_batch_size: Positive = 8
     image: ImageConfig = ImageConfig()
     solver: dict[str, Any] = {}

@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from noisebox.errors import UserError, what_fits
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -88,7 +88,9 @@ def _keys(section: type[BaseModel], location: list[str]) -> list[str]:
 
 def which_exist(path: Path) -> str:
     """The end of a sentence about a missing YAML file: its nearest neighbour, or all that lie where it should be."""
-    return what_fits(path.stem, sorted(file.stem for file in path.parent.glob("*.yaml")), "these exist")
+    return what_fits(
+        path.stem, sorted(file.stem for file in path.parent.glob("*.yaml") if file.exists()), "these exist"
+    )
 
 
 def merged(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:

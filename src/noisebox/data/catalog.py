@@ -15,7 +15,7 @@ from noisebox import graph
 from noisebox.config.section import check_section, which_exist
 from noisebox.data.datasets import Dataset, EmbeddedDataset, Progress
 from noisebox.errors import UserError
-from noisebox.files import clear_unfinished, only_here, read_yaml, write_json
+from noisebox.files import clear_unfinished, only_here, read_yaml, unreadable, write_json
 from noisebox.progress import Progress as ShownProgress
 
 MANIFEST_KEYS = {"dataset", "definition", "classes", "splits", "hash"}
@@ -82,6 +82,8 @@ def read_manifest(root: Path = Path(), manifest_file: str = graph.DATA_MANIFEST)
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run `noisebox data` first") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict) or set(manifest) != MANIFEST_KEYS:

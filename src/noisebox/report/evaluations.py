@@ -17,7 +17,7 @@ from noisebox import graph
 from noisebox.config import ExperimentConfig, ProtocolsConfig, Sampling
 from noisebox.config.sampling import UNNORMALISED
 from noisebox.errors import UserError
-from noisebox.files import read_json
+from noisebox.files import read_json, unreadable
 from noisebox.report.breakdown import Breakdown, read_breakdown
 
 SIZES = ["APs", "APm", "APl"]
@@ -108,10 +108,12 @@ def read_table(path: Path, columns: Columns, delimiter: str = "\t", optional: Co
     line and column, when the file is missing, is no such table, has no rows, or a cell does not fit.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             header, *rows = [row for row in csv.reader(file, delimiter=delimiter) if row] or [[]]
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a table in UTF-8 text: {error}") from None
     for name in columns:

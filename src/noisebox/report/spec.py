@@ -282,9 +282,9 @@ def _joined(values: Sequence[int]) -> str:
 def write_table(table: Table, folder: Path, stem: str) -> list[Path]:
     """Write `<stem>.md`, `.tsv` and `.tex` into a folder; returns their paths."""
     written = []
-    for suffix, text in ((".md", as_markdown(table)), (".tsv", as_tsv(table)), (".tex", as_latex(table))):
+    for suffix, form in FORMS.items():
         written.append(folder / f"{stem}{suffix}")
-        write_text(written[-1], text)
+        write_text(written[-1], form(table))
     return written
 
 
@@ -338,6 +338,9 @@ LATEX = {
 def escaped(text: str) -> str:
     """Text as LaTeX prints it."""
     return re.sub("|".join(map(re.escape, LATEX)), lambda found: LATEX[found[0]], text)
+
+
+FORMS = {".md": as_markdown, ".tsv": as_tsv, ".tex": as_latex}
 
 
 def _cells(line: Line, columns: Sequence[str], decimals: Mapping[str, int], of_ap: int) -> list[str]:

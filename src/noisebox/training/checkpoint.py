@@ -77,10 +77,19 @@ def _canonical(value: Any) -> Any:
     raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
 
 
+class UnreadableError(UserError):
+    """A checkpoint that is there and may be whole, but cannot be opened."""
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU. Raises UserError when it is missing, damaged or something else."""
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist; train it first, or fetch it with dvc pull")
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:  # of the file, not of what is in it
+        raise UnreadableError(f"{path} cannot be read ({error.strerror})") from None
     try:
         # torch does not look at the checksums in its archive
         damaged = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None

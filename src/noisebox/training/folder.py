@@ -17,7 +17,7 @@ from noisebox import graph, processes
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.files import clear_unfinished, only_here, read_yaml, second_name
-from noisebox.training.checkpoint import load_checkpoint, save_checkpoint
+from noisebox.training.checkpoint import UnreadableError, load_checkpoint, save_checkpoint
 from noisebox.training.provenance import difference
 
 WORK = "work"
@@ -51,7 +51,13 @@ def reopen(run: Path, best: str) -> None:
 
 
 def keep_others(run: Path, config: RunConfig) -> None:
-    """Raises UserError where a finished run of another configuration lies in `run`."""
+    """Raises UserError where a finished run of another configuration, or what is no run, lies in `run`."""
+    if (
+        run.is_dir()
+        and any(run.iterdir())
+        and not any((run / name).exists() for name in ("run.json", f"{WORK}/{LOCK}", f"{WORK}/config.yaml"))
+    ):
+        raise UserError(f"{run} holds other files than a run's; name an empty or a new folder with --output-dir")
     if (run / "config.yaml").exists():
         now = {"config": config.model_dump(mode="json")}
         differs = difference({"config": read_yaml(run / "config.yaml")}, now)
@@ -78,6 +84,8 @@ def load_last(work: Path) -> dict[str, Any] | None:
     for path in states:
         try:
             state = load_checkpoint(path)
+        except UnreadableError:
+            raise
         except UserError:
             continue
         if path.name == PREVIOUS:
