@@ -46,6 +46,8 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root.mkdir()
     (root / "train.py").write_text(TRAIN)
     (root / "dvc.yaml").write_text(pipeline([0, 1]))
+    (root / "params").mkdir()
+    (root / "params/experiment.yaml").write_text("scale: test\n")
     Repo.init(str(root), no_scm=True).close()
     (root / ".dvc/config").write_text(CONFIG + "remote = shared\n['remote \"shared\"']\nurl = ../remote\n")
     with in_dvc(root) as repo:
