@@ -7,11 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import edit_yaml, run
 from rich.text import Text
 from typer.main import get_command
 
+from noisebox.cli import told
 from noisebox.cli.app import PANELS, app, logged
 
 pytest_plugins = ("reported_fixtures",)
@@ -52,6 +55,7 @@ def test_mistakes_are_one_sentence_and_exit_2(project: Path) -> None:
         ("train", "nope"): "recipe 'nope' is missing",
         ("train", "Base line"): "is no lineage",
         ("smoke", "nope"): "recipe 'nope' is missing",
+        ("smoke", "baseline+finetune"): "takes one recipe, such as finetune, not a lineage",
         ("smoke", "../../notes"): "'../../notes' is no name",
         ("train", "+".join(["finetune"] * 40)): "File name too long",
         ("bench", "5"): "'5' is one word too many",
@@ -110,6 +114,22 @@ def test_between_the_engines_nothing_is_done_beside_the_project(
     code, _, told = command_line(verb, *(["some"] if verb == "record" else []))
     assert code == 2 and "there is no params/experiment.yaml here: run this in the folder that" in told
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: torch.empty(10**15), lambda: np.empty(10**17), lambda: (_ for _ in ()).throw(torch.OutOfMemoryError())],
+)
+def test_what_no_memory_is_large_enough_for_is_one_sentence(
+    make: Callable[[], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end, told():
+        make()
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("noisebox: this does not fit the memory: ") and "lower the batch size" in said
+    with pytest.raises(RuntimeError, match="a bug"), told():
+        raise RuntimeError("a bug")
 
 
 def test_nothing_starts_on_a_bad_configuration(project: Path) -> None:

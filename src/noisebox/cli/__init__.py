@@ -57,8 +57,8 @@ def main() -> None:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Inside, a user's mistake is one sentence on standard error and exit code 2, a signal's end is one with the code
-    that shells give it."""
+    """Inside, a user's mistake, or what the memory is too small for, is one sentence on standard error and exit code 2;
+    a signal's end is one with the code that shells give it."""
     try:
         yield
     except Interrupted as end:
@@ -67,9 +67,21 @@ def told() -> Iterator[None]:
     except UserError as error:
         _tell(str(error))
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        first, *_ = str(error).partition("\n")
+        _tell(f"this does not fit the memory: {first}; lower the batch size, the image size, proposals or width")
+        sys.exit(2)
     except typer.TyperException as error:
         _tell(error.format_message())
         sys.exit(error.exit_code)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's and NumPy's own error, PyTorch's on a GPU, and on a CPU, where it has no class of its own, its words."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def _tell(end: str) -> None:

@@ -29,6 +29,8 @@ def smoke(
     from noisebox.config import load_experiment, resolve, smoke_config
     from noisebox.tasks import open_task
 
+    if "+" in recipe:
+        raise UserError(f"noisebox smoke takes one recipe, such as {recipe.rpartition('+')[2]}, not a lineage")
     elsewhere = graph.try_name(0, scale, dataset) if scale or dataset else None
     out = Path(graph.try_folder(recipe, elsewhere)) / "smoke.tsv" if elsewhere else Path(graph.smoke_tsv(recipe))
     with logged("smoke", recipe, *([elsewhere] if elsewhere else [])):
