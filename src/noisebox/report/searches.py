@@ -197,6 +197,8 @@ def parallel_plot(trials: Sequence[Trial], ranges: Ranges, path: Path) -> None:
         axes.spines["left"].set_visible(False)
         for place, range_ in enumerate(ranges.values()):
             _mark(axes, place, range_)
+        axes.vlines(len(ranges), 0, 1, color="black", linewidth=0.6, zorder=1)
+        axes.grid(False)
         for height, score in ((0, low), (1, high)) if high > low else ((0, low),):
             _tick(axes, len(ranges), height, number(score))
 
@@ -220,7 +222,7 @@ def _height(range_: RangeConfig, value: object) -> float:
 
 
 def _mark(axes: Axes, place: int, range_: RangeConfig) -> None:
-    axes.axvline(place, color="black", linewidth=0.6, zorder=1)
+    axes.vlines(place, 0, 1, color="black", linewidth=0.6, zorder=1)
     for value in range_.extremes():
         _tick(axes, place, _height(range_, value), cell_of(value) if range_.choice is not None else f"{value:.3g}")
 
