@@ -316,6 +316,17 @@ def test_metrics_are_of_every_lineage_that_is_reported_and_of_no_other(fully_rep
     assert {path.stem for path in (root / graph.METRICS).iterdir()} == set(LINEAGES)
 
 
+@pytest.mark.parametrize("reach", [0.2, 50.0])
+def test_a_plot_has_its_place_whether_its_intervals_fit_or_go_on(tmp_path: Path, reach: float) -> None:
+    rows = pd.DataFrame({"AP": [30.0, 34.0], "AP_low": [30.0 - reach, 33.8], "AP_high": [30.0 + reach, 34.2]})
+    with plots.figure_of(tmp_path / "some.png", {}) as (axes,):
+        plots._ap_axis(axes, rows)
+        plots._interval_bars(axes, pd.Series([1, 5]), rows, plots.appearance(0))
+        triangles = [line.get_marker() for line in axes.lines if line.get_marker() in ("v", "^")]
+    assert axes.get_position().height > 0.6 and axes.get_position().width > 0.6
+    assert triangles == (["v", "^"] if reach > 1 else [])
+
+
 # The other protocols, against loops over the files' own rows
 
 Rows = list[dict[str, Any]]

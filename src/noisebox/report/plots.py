@@ -103,7 +103,7 @@ def loss_plot(curves: Sequence[Curve], looks: Mapping[str, Look], path: Path) ->
     shown = {words: some for words, some in panels.items() if some} or {"iterations": curves}
     with figure_of(path, lines_of(looks), panels=len(shown), sharex=False) as every:
         for axes, (words, some) in zip(every, shown.items(), strict=True):
-            draw_losses(axes, some, looks, "training loss")
+            draw_losses(axes, some, looks, "loss")
             axes.set_xlabel(words)
 
 
@@ -286,8 +286,9 @@ def _interval_bars(axes: Axes, places: "pd.Series[float]", rows: pd.DataFrame, l
         part.set(linewidth=0.6, alpha=0.5)
     low, high = axes.get_ylim()
     for limit, beyond, marker in ((low, rows["AP_low"] < low, "v"), (high, rows["AP_high"] > high, "^")):
-        (cut,) = axes.plot(places[beyond], np.full(beyond.sum(), limit), marker, color=look.colour, markersize=3)
-        cut.set(markeredgewidth=0, clip_on=False, zorder=3)
+        if beyond.any():  # the layout would make room in the corner for a line of no points that is not clipped
+            (cut,) = axes.plot(places[beyond], np.full(beyond.sum(), limit), marker, color=look.colour, markersize=3)
+            cut.set(markeredgewidth=0, clip_on=False, zorder=3)
 
 
 def _ap_axis(axes: Axes, rows: pd.DataFrame, points: "pd.Series[float] | None" = None) -> None:
