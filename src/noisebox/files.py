@@ -81,7 +81,7 @@ def unwritable(path: Path, error: OSError) -> UserError | OSError:
         return UserError(f"the disk is full: {path} could not be written; free some space and run again to go on")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return UserError(f"{path} cannot be written ({error.strerror}); give write access to {path.parent}")
-    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG):
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG):
         return UserError(f"{path} cannot be written ({error.strerror}); choose another place")
     return error
 
