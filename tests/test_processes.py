@@ -125,11 +125,13 @@ def test_an_evaluation_is_the_bytes_of_one_process(shared: Path, lineage: str) -
 
 
 def test_killed_and_started_again_it_ends_at_the_same_bytes(small_project: Path, shared: Path) -> None:
-    root = shutil.copytree(small_project, small_project.with_name("killed"))
-    killed = torchrun(root, SCRIPT, "detr@1")
-    assert killed.returncode == 1
-    # At most once: on a busy machine torchrun ends the one that is left before it can tell.
-    assert killed.stderr.count("noisebox: process 0 of 2 is alone: another one ended") <= 1
+    for attempt in range(3):  # on a busy machine torchrun may end the one that is left before it can tell
+        root = shutil.copytree(small_project, small_project.with_name(f"killed{attempt}"))
+        killed = torchrun(root, SCRIPT, "detr@1")
+        assert killed.returncode == 1
+        if told := killed.stderr.count("noisebox: process 0 of 2 is alone: another one ended"):
+            break
+    assert told == 1
     again = ended(root, "-m", "noisebox", "train", "detr", "--processes", "2")
     assert again.returncode == 0, again.stderr[-4000:]
     assert again.stderr.count("going on after iteration 1") == 1
