@@ -39,11 +39,10 @@ def evaluate(
         experiment = load_experiment()
         path = checkpoint_of(graph.Lineage.parse(lineage).name, seed, scale, dataset)
 
-        for name in ("metrics.csv", "run.json"):
-            if not (path.parent / name).is_file():
+        for file in (path.with_name(Path(read).name) for read in graph.evaluation_inputs(lineage, seed)):
+            if not file.is_file():
                 raise UserError(
-                    f"{path.parent / name} does not exist, which goes beside the results: train it again, or fetch it "
-                    "with dvc pull"
+                    f"{file} does not exist, which goes beside the results: train it again, or fetch it with dvc pull"
                 )
 
         from noisebox.tasks import evaluate_run
