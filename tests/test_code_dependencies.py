@@ -15,8 +15,8 @@ from noisebox.models import FAMILIES
 from noisebox.tasks import EVALUATIONS, TASKS
 
 SOURCE = ROOT / "src"
-# They name and word things, and compute nothing; the package's own page holds the version only.
-WORDS = {f"src/noisebox/{name}.py" for name in ("graph", "errors", "interrupt", "__init__")}
+# They name, word or speed things, and compute nothing; the package's own page holds the version only.
+WORDS = {f"src/noisebox/{name}.py" for name in ("graph", "errors", "interrupt", "garbage", "__init__")}
 WORLDS = "src/noisebox/data/world"  # only `data` draws them; everything else knows the data by its hash
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def clone(made: Path, tmp_path: Path) -> Path:
 def test_snakemake_leaves_both_engines_with_nothing_to_do(made: Path) -> None:
     assert planned(made) == []
     assert UP_TO_DATE in run(made, "dvc", "status").stdout
-    assert not list(made.glob("runs/*/seed*/work"))
+    assert not [*made.glob("runs/*/seed*/work"), *made.glob("runs/*/seed*/.finished")]
 
 
 def test_a_clone_with_only_the_report_makes_everything(made: Path) -> None:
@@ -156,6 +158,36 @@ def test_what_was_made_before_a_failure_is_recorded(made: Path) -> None:
     left = stale(made)
     assert {"finetune@baseline-0", "finetune@baseline-1"} <= left
     assert not left & {"smoke@baseline", "train@baseline-0", "train@baseline-1"}
+
+
+@pytest.mark.parametrize("engine", ["snakemake", "dvc"])
+def test_what_ends_after_its_engine_was_killed_is_not_trained_again(made: Path, engine: str) -> None:
+    before, folder = results(made), made / "runs/baseline/seed0"
+    checkpoint = "runs/baseline/seed0/model_final.pth"
+    command = {
+        "snakemake": ["snakemake", "--cores", "1", checkpoint],
+        "dvc": ["dvc", "repro", "-s", "train@baseline-0"],
+    }
+    edit_yaml(made / "params/recipes/baseline.yaml", description="other words")
+    with (made / "said").open("w") as said:
+        killed = subprocess.Popen(command[engine], cwd=made, stdout=said, stderr=said)
+        wait_for(lambda: (folder / "work/config.yaml").exists())
+        killed.kill()
+        killed.wait()
+        wait_for(lambda: (folder / ".finished/last.pth").exists())
+    done = run(made, *command[engine])
+    assert "trained to its end before" in done.stdout + done.stderr
+    assert results(made) == before
+    assert (folder / ".finished").exists() == (engine == "dvc"), "Snakemake's end notes it"
+    run(made, "noisebox", "evaluate", "baseline")
+    assert not (folder / ".finished").exists()
+
+
+def wait_for(there: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_what_is_made_as_the_lock_file_says_is_kept(made: Path) -> None:

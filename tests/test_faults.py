@@ -58,5 +58,11 @@ def test_a_disk_that_is_full_or_read_only(whole: Whole) -> None:
         held(scenarios.read_only(whole, verb), 2, "cannot be written (Read-only file system)")
 
 
+def test_an_engine_killed_alone(whole: Whole) -> None:
+    outcome = scenarios.engine_killed(whole, TRAIN)
+    held(outcome, -9, "going on after iteration")
+    assert outcome.lost == 0
+
+
 def test_a_clock_set_back(whole: Whole) -> None:
     held(scenarios.clock_set_back(whole, TRAIN), -9, "going on after iteration")

@@ -12,7 +12,7 @@ import yaml
 from dvc.repo import Repo
 
 from noisebox.errors import UserError
-from noisebox.prune import CACHED, LEFTOVER, SHARED, UNNAMED, plan_of, remove, size_in_words
+from noisebox.prune import CACHED, LEFTOVER, SECOND_NAMES, SHARED, UNNAMED, plan_of, remove, size_in_words
 
 pytest_plugins = ("reported_fixtures",)
 
@@ -273,6 +273,28 @@ def test_what_killed_processes_left_goes(trained: Path) -> None:
     assert plan.size == sum(sizes[path] for path in going_on(0, 1)) + 500 + 4, "model_final.pth keeps its bytes"
     assert list(remove(plan)) == []
     assert [path.name for path in folder.iterdir()] == ["model_final.pth"]
+
+
+def test_second_names_of_a_finished_run_go_with_it(trained: Path) -> None:
+    """Or deleting last.pth would free nothing."""
+    folder = trained / "runs/baseline/seed0"
+    (folder / ".finished").mkdir()
+    for name in NAMES:
+        os.link(folder / name, folder / ".finished" / name)
+    sizes = {path: len(content) for path, content in contents(trained).items()}
+    plan = plan_of(trained)
+    assert [item.path.name for item in plan.items if item.why == SECOND_NAMES] == [".finished"]
+    assert plan.size == sum(sizes[path] for path in going_on(0, 1))
+    assert list(remove(plan)) == []
+    assert [path.name for path in folder.iterdir()] == ["model_final.pth"]
+
+
+def test_second_names_of_what_is_missing_stay(trained: Path) -> None:
+    folder = trained / "runs/baseline/seed0"
+    (folder / ".finished").mkdir()
+    (folder / "last.pth").rename(folder / ".finished/last.pth")
+    assert set(planned(trained)) == going_on(1)
+    assert plan_of(trained).kept == [f"{folder}: some of its files are in .finished/ alone"]
 
 
 def test_what_changed_since_it_was_looked_at_stays(trained: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -24,6 +25,7 @@ from noisebox import cli, graph
 from noisebox.config.diffusiondet import DistillConfig
 from noisebox.data.catalog import prepare_dataset
 from noisebox.errors import UserError
+from noisebox.files import discard_folder
 from noisebox.randomness import numpy_generator
 from noisebox.structures import Batch
 from noisebox.training.checkpoint import load_checkpoint
@@ -37,10 +39,15 @@ CONFIG = {"eval_every": 6, "log_every": 5, "checkpoint_every": 4}
 pytestmark = pytest.mark.usefixtures("toy_family")
 
 
-def train_toy(run: Path, batches: Callable[[int, int], Iterator[Batch]] = toy_batches, **solver: Any) -> None:
+def train_toy(
+    run: Path, batches: Callable[[int, int], Iterator[Batch]] = toy_batches, keep: bool = False, **solver: Any
+) -> None:
     """As the engines do: where something changed, anew."""
     config = toy_config(**{**CONFIG, **solver})
-    train(config, run, CLASSES, batches, DATA_HASH, validate=toy_ap, root=run.parent, if_changed="fresh")
+    train(config, run, CLASSES, batches, DATA_HASH, validate=toy_ap, root=run.parent, if_changed="fresh", keep=keep)
+
+
+train_kept = partial(train_toy, keep=True)
 
 
 def train_student(run: Path, batches: Callable[[int, int], Iterator[Batch]] = toy_batches) -> None:
@@ -86,7 +93,7 @@ def train_in_child(run: Path, moment: int = 0, work: Callable[[Path], None] = tr
 
 def files_of(run: Path) -> dict[str, bytes]:
     """All that a run leaves, but for the one file that tells the time."""
-    return {path.name: path.read_bytes() for path in run.iterdir() if path.name != "run.json"}
+    return {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "run.json"}
 
 
 @pytest.fixture(scope="module")
@@ -329,6 +336,58 @@ def test_a_finished_run_is_trained_anew_when_asked(tmp_path: Path) -> None:
     for _ in range(2):
         train_toy(tmp_path / "run", counted)
     assert seen == [*range(12), *range(12)]
+
+
+def unnoted(run: Path) -> Path:
+    """A finished run of which an engine that did not note its end has deleted what it published."""
+    assert train_in_child(run, work=train_kept) == 0
+    for name in graph.RUN_FILES:
+        (run / name).unlink()
+    return run
+
+
+def test_a_finished_run_whose_engine_was_killed_is_not_trained_again(uninterrupted: Path, tmp_path: Path) -> None:
+    run, seen = unnoted(tmp_path / "run"), []
+
+    def counted(start: int, stop: int) -> Iterator[Batch]:
+        seen.extend(range(start, stop))
+        return toy_batches(start, stop)
+
+    train_toy(run, counted, keep=True)
+    assert (seen, files_of(run)) == ([], files_of(uninterrupted))
+    assert json.loads((run / "run.json").read_text())["timing"]["resumed"] == 1
+    assert (run / ".finished/last.pth").samefile(run / "last.pth"), "it may be deleted once more"
+    discard_folder(run / graph.FINISHED)
+    assert sorted(path.name for path in run.iterdir()) == sorted(graph.RUN_FILES)
+    train_toy(run, counted)
+    assert seen == [*range(12)], "noted, and asked for again"
+
+
+def test_killed_while_a_finished_run_comes_back_it_ends_at_the_same_bytes(uninterrupted: Path, tmp_path: Path) -> None:
+    left = unnoted(tmp_path / "left")
+    whole = shutil.copytree(left, tmp_path / "whole")
+    assert train_in_child(whole, work=train_kept) == 0
+    for moment in numpy_generator(0, "moments to kill").integers(1, operations(whole) + 1, 5).tolist():
+        run = shutil.copytree(left, tmp_path / f"killed-{moment}")
+        assert train_in_child(run, moment, train_kept) == -signal.SIGKILL
+        assert train_in_child(run, work=train_kept) == 0
+        assert files_of(run) == files_of(uninterrupted), moment
+
+
+def test_a_finished_run_of_another_configuration_does_not_come_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = unnoted(tmp_path / "run")
+    train_toy(run, keep=True, max_iter=8)
+    assert "trained to its end before, but no engine had noted it" in caplog.text
+    assert "not going on with the interrupted training, because solver.max_iter" in caplog.text
+    assert load_checkpoint(run / "model_final.pth")["iteration"] == 8
+
+
+def test_a_complete_run_asked_for_again_is_trained_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        train_toy(tmp_path / "run", keep=True)
+    assert "no engine had noted it" not in caplog.text
 
 
 def hold(run: Path, taken: Event) -> None:

@@ -18,7 +18,7 @@ from dvc.repo import Repo
 
 from noisebox import graph
 from noisebox.errors import UserError
-from noisebox.files import read_json, read_yaml, write_text
+from noisebox.files import discard_folder, read_json, read_yaml, write_text
 
 LONG_AGO = 1_000_000_000  # older than any input, so Snakemake makes it again
 
@@ -33,33 +33,40 @@ def record(root: Path, made: Iterable[str], current: Iterable[str] = ()) -> list
     Snakemake goes by time, so what it finds current may be stale: such a stage is committed only if DVC does not know
     these outputs, which then come of a run that was cut off before it was recorded. Stages that Snakemake did not look
     at stay as they are. The embedded data is committed where it is what data.dvc pins, and pinned where data.dvc speaks
-    of another dataset.
+    of another dataset. What finished runs kept until they were noted goes.
     """
     finished = {Path(path).as_posix() for path in made if path}
     there = finished | {Path(path).as_posix() for path in current if path}
     try:
         with repository(root) as repo:
-            with repo.lock:
-                stages = [stage for stage in _jobs(repo) if _outputs(stage, root) and _outputs(stage, root) <= there]
-                whole = [stage for stage in stages if _present(stage, root) == _outputs(stage, root)]
-                found = [stage for stage in whole if not _outputs(stage, root) & finished]
-                stale = [stage for stage in found if _is_stale(stage)]
-                new = [stage for stage in whole if stage not in stale and _is_new(stage)]
-                for stage in new:
-                    stage.save()
-                    stage.commit(relink=False)  # a file linked anew would look newer than what was made from it
-                _dump(new)
-            said = [f"recorded {len(new)} of {len(stages)} finished stages with DVC"] if new else []
-            if stale:
-                names = ", ".join(stage.addressing for stage in stale)
-                said.append(
-                    f"current by time, but stale to DVC: {names}; after `noisebox sync` Snakemake makes these anew"
-                )
-            return said + (
-                _record_data(repo, root) if any(graph.data_manifest(line) in there for line in graph.LINE_NAMES) else []
-            )
+            said = _record_stages(repo, root, finished, there)
+            if any(graph.data_manifest(line) in there for line in graph.LINE_NAMES):
+                said += _record_data(repo, root)
     except NoRepositoryError as error:
-        return [f"nothing recorded: {error}"]
+        said = [f"nothing recorded: {error}"]
+    for path in there:
+        if path.endswith("/model_final.pth"):
+            discard_folder((root / path).with_name(graph.FINISHED))  # most went when the run was evaluated
+    return said
+
+
+def _record_stages(repo: Repo, root: Path, finished: set[str], there: set[str]) -> list[str]:
+    """Commit the stages whose outputs are all `there`, but for those that were not `finished` now and are stale."""
+    with repo.lock:
+        stages = [stage for stage in _jobs(repo) if _outputs(stage, root) and _outputs(stage, root) <= there]
+        whole = [stage for stage in stages if _present(stage, root) == _outputs(stage, root)]
+        found = [stage for stage in whole if not _outputs(stage, root) & finished]
+        stale = [stage for stage in found if _is_stale(stage)]
+        new = [stage for stage in whole if stage not in stale and _is_new(stage)]
+        for stage in new:
+            stage.save()
+            stage.commit(relink=False)  # a file linked anew would look newer than what was made from it
+        _dump(new)
+    said = [f"recorded {len(new)} of {len(stages)} finished stages with DVC"] if new else []
+    if stale:
+        names = ", ".join(stage.addressing for stage in stale)
+        said.append(f"current by time, but stale to DVC: {names}; after `noisebox sync` Snakemake makes these anew")
+    return said
 
 
 def _record_data(repo: Repo, root: Path) -> list[str]:

@@ -264,6 +264,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all in it at once: cut off, this leaves what `clear_unfinished` finds."""
+    removed = folder.with_name(f"{_unfinished(folder.name)}removed")
+    folder.rename(removed)
+    shutil.rmtree(removed)
+
+
+def discard_folder(folder: Path) -> None:
+    """Remove a folder that is of no more use, if it is there and may be removed."""
+    with suppress(OSError):
+        remove_folder(folder)
+
+
 def clear_unfinished(folder: Path, *names: str) -> None:
     """Remove what killed writers left in `folder`, of all files or of those named; nobody may be writing these now."""
     for leftover in folder.glob(".writing-*"):

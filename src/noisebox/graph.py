@@ -76,9 +76,9 @@ REPORT_FILES = (
 
 # What each verb computes with: files or folders below the repository's root. Both engines rerun a stage when one of
 # these changes; a test holds each list to the verb's real imports, and `noisebox code` hands it on to DVC. Left out on
-# purpose is what only names or words things (cli, graph, errors, interrupt), and for all verbs but `data` what draws
-# the embedded worlds: data is known by its hash. What smoke, train and evaluate compute with besides depends on the
-# family.
+# purpose is what only names, words or speeds things (cli, graph, errors, interrupt, garbage), and for all verbs but
+# `data` what draws the embedded worlds: data is known by its hash. What smoke, train and evaluate compute with besides
+# depends on the family.
 _CONFIG = tuple(
     f"src/noisebox/config/{name}.py"
     for name in ("__init__", "best", "experiment", "families", "resolve", "run", "sampling", "section")
@@ -264,6 +264,9 @@ def run_folder(lineage: str, seed: int | str) -> str:
 def work_folder(lineage: str, seed: int | str) -> str:
     """What a killed training goes on from; no engine declares it, so none deletes it."""
     return f"{run_folder(lineage, seed)}/work"
+
+
+FINISHED = ".finished"  # in the folder of a run, until an engine has noted that it is finished
 
 
 def try_folder(lineage: str, which: str) -> str:

@@ -28,6 +28,7 @@ CACHED = "`dvc checkout` brings it back"
 SHARED = "`dvc pull` brings it back"
 UNNAMED = "DVC holds it, but dvc.lock no longer names it"
 LEFTOVER = "left by killed processes"
+SECOND_NAMES = "second names of the run's files"
 
 
 class Seen(NamedTuple):
@@ -103,12 +104,15 @@ def _named(repo: Repo) -> dict[Path, str]:
 
 def _look_at(run: Path, store: "_Store", named: Mapping[Path, str], found: Plan) -> None:
     """Enter into the plan what of a finished run may go and what stays."""
-    work = run / WORK
-    if work.exists() and (_is_locked(work) or not _is_published(work)):
+    work, finished = run / WORK, run / graph.FINISHED
+    if _is_locked(work) or not _is_published(work):
         found.kept.append(f"{run}: a training is under way or can go on from {WORK}/")
         return
-    leftovers = [*run.glob(".writing-*"), *([work] if work.exists() else [])]
-    found.items += [Item(path, LEFTOVER, _seen(path)) for path in leftovers]
+    if not _is_published(finished):
+        found.kept.append(f"{run}: some of its files are in {graph.FINISHED}/ alone")
+        return
+    found.items += [Item(path, LEFTOVER, _seen(path)) for path in (*run.glob(".writing-*"), work) if path.exists()]
+    found.items += [Item(finished, SECOND_NAMES, _seen(finished))] if finished.exists() else []
     for path in (*(run / name for name in GOING_ON if (run / name).is_file()), *sorted(run.glob(graph.EPOCHS))):
         seen, digest = _seen(path), _md5(path)
         cached = store.cached(digest)
@@ -159,10 +163,15 @@ def _is_locked(work: Path) -> bool:
     return False
 
 
-def _is_published(work: Path) -> bool:
-    """Whether everything that a training could go on with stands in the run's folder as well, byte for byte."""
-    pairs = [(path, work.parent / path.name) for path in work.iterdir() if path.name not in (LOCK, PREVIOUS)]
-    return all(path.is_file() and twin.is_file() and sha256(path) == sha256(twin) for path, twin in pairs)
+def _is_published(folder: Path) -> bool:
+    """Whether everything in a folder that a training could go on with, if it is there, stands in the run's folder as
+    well, byte for byte."""
+    pairs = [(path, folder.parent / path.name) for path in folder.glob("*") if path.name not in (LOCK, PREVIOUS)]
+    return all(path.is_file() and twin.is_file() and _equal(path, twin) for path, twin in pairs)
+
+
+def _equal(path: Path, other: Path) -> bool:
+    return path.samefile(other) or sha256(path) == sha256(other)
 
 
 def _md5(path: Path) -> str:

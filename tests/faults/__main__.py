@@ -9,7 +9,7 @@ from pathlib import Path
 from conftest import ROOT
 
 from faults import scenarios
-from faults.project import CHECKPOINT_EVERY, DEPTH, EVALUATE, TRAIN, VERBS, Whole, interrupt, make_whole
+from faults.project import CHECKPOINT_EVERY, DEPTH, DISTIL, EVALUATE, TRAIN, VERBS, Whole, interrupt, make_whole
 from faults.scenarios import Outcome
 from faults.table import page
 from noisebox.randomness import numpy_generator
@@ -32,6 +32,8 @@ def every() -> Iterator[Callable[[Whole], Outcome]]:
     for fault in (scenarios.cut_image, scenarios.full_disk, scenarios.two_at_once, scenarios.read_only):
         for verb in (TRAIN, EVALUATE, DEPTH):
             yield partial(fault, verb=verb)
+    for verb in (TRAIN, DISTIL):
+        yield partial(scenarios.engine_killed, verb=verb)
     yield partial(scenarios.clock_set_back, verb=TRAIN)
 
 

@@ -19,7 +19,7 @@ import yaml
 from conftest import ROOT, edit_yaml, small_experiment
 from own_process import processes
 
-from noisebox import cli
+from noisebox import cli, graph
 from noisebox.training.checkpoint import load_checkpoint
 
 SHORT_SEARCH = {
@@ -169,6 +169,7 @@ class Whole:
 def _content(root: Path, verb: Verb) -> dict[str, bytes]:
     folder = root / verb.folder
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != verb.varying]
+    files = [path for path in files if path.parent.name != graph.FINISHED]  # second names, which go with an evaluation
     return {path.relative_to(folder).as_posix(): _bytes(path, verb.varying_column) for path in files}
 
 

@@ -18,6 +18,7 @@ from faults.project import (
     CHECKPOINT_EVERY,
     DEPTH,
     EVALUATE,
+    ITERATIONS,
     Life,
     Verb,
     Whole,
@@ -219,6 +220,21 @@ def can_mount() -> bool:
             return True
     except (OSError, subprocess.CalledProcessError):
         return False
+
+
+def engine_killed(whole: Whole, verb: Verb) -> Outcome:
+    """The engine alone killed: its job ends well, and what it made is deleted before the job is started anew."""
+    root = whole.fresh(verb)
+    Life(root, verb).ends_well()
+    for path in (root / verb.folder).iterdir():
+        if path.is_file():
+            path.unlink()
+    again = Life(root, verb)
+    again.ends_well()
+    said = again.said("going on")
+    reached = int(said.split()[-1]) if said else 0
+    equal = int(whole.equal(root, verb))
+    return Outcome("kill -9 of the engine alone", verb.name, -9, said, ITERATIONS - reached, equal)
 
 
 def clock_set_back(whole: Whole, verb: Verb) -> Outcome:

@@ -22,8 +22,8 @@ but the one that tells the time (`run.json` of a run, `speed.tsv` of an evaluati
 - **kill -9** costs a training at most `checkpoint_every` iterations. An evaluation starts over, depth ground truth goes
   on with the files that are missing.
 - **kill -9 of the engine alone**, or a cache that is full when a job has ended: what the job finished is all there, but
-  the engine does not know of it, and deletes it before it starts the job anew. Before that, Snakemake keeps it after
-  `snakemake --cleanup-metadata runs/<lineage>/seed<k>/*.*`, DVC after `dvc commit -f <stage>`.
+  the engine does not know of it, and deletes it before it starts the job anew. A run comes back at once from
+  `.finished/`, second names of its files, which go when the engine has noted it; other jobs start over.
 - **SIGTERM**, as a scheduler sends it to every process of a job, and **Ctrl-C** let a training end its optimiser step
   (and the validation that belongs to it) and save; a second Ctrl-C ends it at once, as kill -9 would. Other verbs end
   where they are.

@@ -23,6 +23,8 @@ from noisebox.cli.app import (
 )
 from noisebox.cli.launch import Processes, shared
 from noisebox.errors import UserError
+from noisebox.files import discard_folder
+from noisebox.garbage import left_alone
 
 
 @app.command()
@@ -45,10 +47,11 @@ def evaluate(
                     f"{file} does not exist, which goes beside the results: train it again, or fetch it with dvc pull"
                 )
 
-        from noisebox.tasks import evaluate_run
-        from noisebox.training.checkpoint import load_model
+        with left_alone(stays=True):
+            from noisebox.tasks import evaluate_run
+            from noisebox.training.checkpoint import load_model
 
-        model, config, checkpoint = load_model(path)
+            model, config, checkpoint = load_model(path)  # and the imports of its family
         if (config.lineage, config.seed) != (lineage, seed):
             raise UserError(
                 f"{path} is of {config.lineage} seed {config.seed}, not of {lineage} seed {seed}: train it again, or "
@@ -59,6 +62,7 @@ def evaluate(
                 f"{path} was trained at scale {config.scale!r}, but {graph.EXPERIMENT} now says {experiment.scale!r}: "
                 f"train it again with: noisebox train {lineage} --seed {seed}"
             )
+        discard_folder(path.with_name(graph.FINISHED))  # an engine that asks for this has noted the training
         evaluate_run(model, config, path, experiment, checkpoint["classes"])
         say(f"{graph.evaluation_of(path.as_posix(), config.lineage, config.seed)}/results.tsv")
 

@@ -7,6 +7,7 @@ import typer
 
 from noisebox import graph
 from noisebox.cli.app import app, logged, say
+from noisebox.garbage import left_alone
 
 
 @app.command()
@@ -28,9 +29,10 @@ def search(
         found = Search(file, load_experiment().scale)
         keys = found.keys()  # and with them every trial, so that a mistake is told now
 
-        from noisebox.search.processes import companions
-        from noisebox.search.table import ProgressTable
-        from noisebox.search.trials import run_search
+        with left_alone(stays=True):
+            from noisebox.search.processes import companions
+            from noisebox.search.table import ProgressTable
+            from noisebox.search.trials import run_search
 
         table = ProgressTable(keys)
         with companions(file, processes - 1):

@@ -11,6 +11,7 @@ from noisebox.cli.app import Dataset, Lineage, Scale, Seed, app, checkpoint_of, 
 from noisebox.cli.detectron2 import OverridableCommand, train_config
 from noisebox.cli.launch import Processes, in_turn, shared
 from noisebox.errors import UserError
+from noisebox.garbage import left_alone
 
 if TYPE_CHECKING:
     from noisebox.tasks import Task
@@ -40,7 +41,8 @@ def smoke(
             prepare_try(config)
         task = open_task(config)
 
-        from noisebox.training.smoke import smoke as run_smoke
+        with left_alone(stays=True):
+            from noisebox.training.smoke import smoke as run_smoke
 
         run_smoke(config, out, task.classes, task.batch(0))
         say(str(out))
@@ -177,9 +179,11 @@ def train(
             say(f"{trace}: open it in ui.perfetto.dev")
             return
 
-        from noisebox.training.loop import train_task
+        with left_alone(stays=True):
+            from noisebox.training.loop import train_task
 
-        train_task(task, run, parent=start, teacher=teacher, if_changed=if_changed)
+        of_graph = not (tried or output_dir)
+        train_task(task, run, parent=start, teacher=teacher, if_changed=if_changed, keep=of_graph)
         say(str(run / "model_final.pth"))
 
 

@@ -3,11 +3,13 @@
 Both engines delete a job's declared files before they start it, so what a killed training goes on from lies in
 `work/`, which no engine knows. Every file there can be made again from `work/last.pth`, so publishing may be cut off
 anywhere and repeated; `work/` itself goes last, in one step.
+
+An engine that was killed before it noted that a job had ended deletes what the job published, too. So a run of the
+graph's keeps second names of its files in `.finished/`, from which they come back, until an engine has noted it.
 """
 
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 from noisebox import graph, processes
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
-from noisebox.files import clear_unfinished, only_here, read_yaml, second_name
+from noisebox.files import clear_unfinished, only_here, read_yaml, remove_folder, second_name
 from noisebox.training.checkpoint import UnreadableError, load_checkpoint, save_checkpoint
 from noisebox.training.provenance import difference
 
@@ -48,6 +50,20 @@ def reopen(run: Path, best: str) -> None:
     if (run / LAST).exists() and not (run / WORK / LAST).exists():
         for name in (best, LAST):
             second_name(run / name, run / WORK / name)
+
+
+def take_back(run: Path) -> None:
+    """Let `work/` have a finished training again, to publish it anew, if some of its files are gone; if none are, it is
+    to be trained anew. Either way what was kept of it goes."""
+    kept = run / graph.FINISHED
+    if not kept.is_dir():
+        return
+    paths = sorted(kept.iterdir(), key=lambda path: path.name == LAST)  # which is believed once it is there
+    if not all((run / path.name).exists() for path in paths):
+        log.warning("%s was trained to its end before, but no engine had noted it", run)
+        for path in paths:
+            second_name(path, run / WORK / path.name)
+    remove_folder(kept)
 
 
 def keep_others(run: Path, config: RunConfig) -> None:
@@ -107,9 +123,9 @@ def clear(work: Path) -> None:
             path.unlink()
 
 
-def publish(run: Path, names: Iterable[str]) -> None:
+def publish(run: Path, names: Iterable[str], *, keep: bool = False) -> None:
     """Put every file of `names`, and the checkpoints of epochs, from `run/work` into its place in `run`, then remove
-    `run/work`."""
+    `run/work`, or `keep` it as `run/.finished` where that takes no space."""
     work = run / WORK
     of_epochs = [path.name for path in work.glob(f"{graph.EPOCHS}*")]
     for path in run.glob(f"{graph.EPOCHS}*"):
@@ -118,6 +134,9 @@ def publish(run: Path, names: Iterable[str]) -> None:
     for name in (*names, *of_epochs):
         os.utime(work / name)  # newer than every input, however long ago it was written
         second_name(work / name, run / name)
-    removed = run / ".writing-removed"  # a name that `clear_unfinished` knows, should the next line not be reached
-    work.rename(removed)
-    shutil.rmtree(removed)
+    if keep and (work / LAST).samefile(run / LAST):
+        (work / PREVIOUS).unlink(missing_ok=True)
+        work.rename(run / graph.FINISHED)
+        (run / graph.FINISHED / LOCK).unlink()
+    else:
+        remove_folder(work)

@@ -28,7 +28,7 @@ from noisebox.structures import Examples
 from noisebox.tasks import Task
 from noisebox.training.checkpoint import LoadReport, load_checkpoint, load_weights, save_checkpoint, write_sha256
 from noisebox.training.distill import load_teacher
-from noisebox.training.folder import claimed, clear, load_last, publish, save_last
+from noisebox.training.folder import claimed, clear, load_last, publish, save_last, take_back
 from noisebox.training.metrics import Metrics
 from noisebox.training.optim import learning_rate, train_mode
 from noisebox.training.provenance import HARMLESS, Record, changes, difference, environment, fingerprint
@@ -42,7 +42,13 @@ log = logging.getLogger("noisebox")
 
 
 def train_task(
-    task: Task, run: Path, *, parent: Path | None = None, teacher: Path | None = None, if_changed: IfChanged = "refuse"
+    task: Task,
+    run: Path,
+    *,
+    parent: Path | None = None,
+    teacher: Path | None = None,
+    if_changed: IfChanged = "refuse",
+    keep: bool = False,
 ) -> None:
     """Train a task in the folder `run` as `train` does: its model on its batches, measured by its metric."""
     train(
@@ -57,6 +63,7 @@ def train_task(
         teacher=teacher,
         images=task.images,
         if_changed=if_changed,
+        keep=keep,
     )
 
 
@@ -74,6 +81,7 @@ def train(
     root: Path = Path(),
     images: int | None = None,
     if_changed: IfChanged = "refuse",
+    keep: bool = False,
 ) -> None:
     """Train, or go on with, one run, and publish `graph.run_files` in the folder `run`.
 
@@ -84,6 +92,7 @@ def train(
     the repository, for the hashes of the code and the commit. `images`, how many make an epoch, is needed where
     checkpoints of epochs are kept. `if_changed` says what to do with an interrupted training of another configuration,
     code or input: refuse unless the change is harmless, go on with the new one ("resume"), or start anew ("fresh").
+    `keep` is for a run that an engine has to note: what it has lost then comes back without training.
 
     Raises UserError when the folder is taken or cannot be written, parent or teacher do not fit, the device is not
     there, an interrupted training is refused, or a loss is not finite; `work/last.pth` then stays whole. Raises
@@ -95,6 +104,8 @@ def train(
     processes.rows_of(solver.batch_size, solver.accumulate, processes.number(), processes.count())  # or raises
     with processes.company(), claimed(run) as work:
         with processes.agreed():
+            if processes.first():
+                take_back(run)
             detector = build_model(config, len(classes), fetch_weights=parent is None)
             mentor, its_config = load_teacher(teacher, config, detector, classes) if teacher else (None, None)
             loaded = _warm_start(config, detector, parent, classes)
@@ -132,7 +143,7 @@ def train(
             if processes.first():
                 training.finish()
                 record.write()
-                publish(run, graph.run_files(graph.line_of(config.family)))
+                publish(run, graph.run_files(graph.line_of(config.family)), keep=keep)
 
 
 class _Training:
