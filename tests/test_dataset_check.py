@@ -1,5 +1,6 @@
 """`noisebox check <dataset>`: what is there and what is missing, what is in it, and which faults stop a training."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,15 @@ def test_faults_inside_the_files(here: Path) -> None:
     assert said.startswith(f"{broken}, line 2: this is not valid JSON")
     assert damaged.startswith("2 of 2 images decoded, 1 are faulty, the first: image 2: ") and str(picture) in damaged
     assert not told(check_dataset("crowdhuman", images=1), "error")[1:], "the first image alone is whole"
+
+
+def test_a_split_that_teaches_nothing(here: Path) -> None:
+    PUBLISHED["repro_10k"](here.parent / "datasets")
+    findings = check_dataset("repro_10k")
+    (file,) = (here.parent / "datasets").rglob("*train*.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    assert not told(findings, "error")
+    assert told(check_dataset("repro_10k"), "error") == [("train", "no image has a box to learn")]
 
 
 def test_splits_of_other_classes(here: Path) -> None:

@@ -66,6 +66,13 @@ def same(one: Batch, other: Batch) -> bool:
     )
 
 
+def test_images_without_an_object_teach_nothing(split: CocoSplit, config: RunConfig) -> None:
+    empty = [place for place, record in enumerate(split.images) if not (~record.crowd).any()]
+    assert 0 < len(empty) < len(split)
+    with pytest.raises(UserError, match=r"train\.json: no image to train on has an object of the dataset's classes"):
+        TrainingBatches(split.only(empty), config)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 2000), st.integers(1, 2000))
 def test_resizing_keeps_the_limits(height: int, width: int, short: int, long: int) -> None:

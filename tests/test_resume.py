@@ -249,6 +249,16 @@ def test_gone_on_with_a_finished_run_has_its_new_end_as_its_best_where_nothing_i
         assert [end["iteration"] for end in ends] == [asked, asked]
 
 
+def test_gone_on_with_a_finished_run_keeps_its_checkpoints_of_epochs(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for asked in (4, 8):
+        reopen(run, "best.pth")
+        config = toy_config(**CONFIG, max_iter=asked, checkpoint_epochs=1)
+        train(config, run, CLASSES, toy_batches, DATA_HASH, images=8, if_changed="resume")  # two steps of 4 an epoch
+    kept = {path.name: load_checkpoint(path)["iteration"] for path in run.glob("checkpoint_epoch_*.pth")}
+    assert kept == {f"checkpoint_epoch_{epoch}.pth": 2 * epoch for epoch in (1, 2, 3, 4)}
+
+
 def test_other_classes_of_the_same_number_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train_toy(tmp_path / "parent")
     parent, others = tmp_path / "parent/model_final.pth", CLASSES[::-1]

@@ -109,7 +109,9 @@ def _counts(split: str, held: CocoSplit) -> Iterator[Finding]:
     yield Finding("ok", split, f"{what}; classes: {len(objects)}")
     most = sorted((label for label in objects if objects[label]), key=lambda label: -objects[label])
     yield Finding("ok", split, f"boxes by class: {_named([f'{label} {objects[label]}' for label in most])}")
-    if lacking := [label for label, count in objects.items() if not count]:
+    if split == "train" and not most:
+        yield Finding("error", split, "no image has a box to learn", "annotations of the dataset's classes, not crowds")
+    elif lacking := [label for label, count in objects.items() if not count]:
         fits = "nothing teaches them" if split == "train" else "their AP is nan, and that is no failure"
         yield Finding("warning", split, f"classes without a box: {_named(lacking)}", fits)
 

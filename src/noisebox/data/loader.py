@@ -13,6 +13,7 @@ from noisebox.data.coco import CocoSplit, ImageRecord, read_image
 from noisebox.data.federated import counted_classes
 from noisebox.data.stream import made_ahead, places_of, scheduled_edge
 from noisebox.data.transforms import View, evaluation_view, resized, shown, targets_in, training_view
+from noisebox.errors import UserError
 from noisebox.processes import rows_of, share_of
 from noisebox.randomness import numpy_generator
 from noisebox.structures import Batch, Targets
@@ -30,10 +31,16 @@ class TrainingBatches:
     looks closer wants, are those of the cache, not copies. Where the loss is federated, the classes that count in an
     image are drawn by the key (seed, "federated", step, image id).
 
-    Raises UserError when the batch cannot be shared evenly by processes and accumulation steps.
+    Raises UserError when there is no object to learn, or the batch cannot be shared evenly by processes and
+    accumulation steps.
     """
 
     def __init__(self, split: CocoSplit, config: RunConfig, rank: int = 0, world_size: int = 1) -> None:
+        if not sum(split.objects_per_class().values()):
+            raise UserError(
+                f"{split.annotation_file}: no image to train on has an object of the dataset's classes, crowds aside; "
+                f"`noisebox check {config.dataset}` says what is in it"
+            )
         self.split, self.config = split, config
         self._rows = rows_of(config.solver.batch_size, config.solver.accumulate, rank, world_size)
         self._closer = sections_of(config.family).looks_closer

@@ -19,6 +19,7 @@ from noisebox.config.sampling import UNNORMALISED
 from noisebox.errors import UserError
 from noisebox.files import read_json, unreadable
 from noisebox.report.breakdown import Breakdown, read_breakdown
+from noisebox.report.markdown import plural
 
 SIZES = ["APs", "APm", "APl"]
 METRICS = ["AP", "AP50", "AP75", *SIZES]
@@ -377,7 +378,7 @@ class _Rows:
 def described(sampling: Sampling) -> str:
     """A way to sample in words."""
     guidance = sampling.guidance
-    words = f"{sampling.steps} sampling step{'' if sampling.steps == 1 else 's'}{', crops' if sampling.crops else ''}"
+    words = f"{plural(sampling.steps, 'sampling step')}{', crops' if sampling.crops else ''}"
     if guidance.scale == 0:
         return words
     mode = sampling.columns()["guidance_mode"]

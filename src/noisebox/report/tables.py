@@ -27,6 +27,7 @@ from noisebox.report.evaluations import (
     results_path,
     speed_path,
 )
+from noisebox.report.markdown import plural
 from noisebox.report.statistics import (
     CELL,
     Difference,
@@ -425,7 +426,7 @@ def scalars(
     for row in records(summarise(results, ["AP", "AP50"]).round(DECIMALS)):
         at = "" if row["run"] in noiseless else f"@{row['sample_step']}"
         if at and row["eval_seeds"] < eval_seeds:
-            at += f" of {row['eval_seeds']} eval seed{'' if row['eval_seeds'] == 1 else 's'}"
+            at += f" of {plural(row['eval_seeds'], 'eval seed')}"
         values = {f"{name}{at}": row[name] for name in ("AP", "AP_std", "AP50")}
         metrics.setdefault(row["run"], {}).update({key: None if math.isnan(v) else v for key, v in values.items()})
     return metrics

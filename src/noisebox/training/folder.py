@@ -45,10 +45,10 @@ def claimed(run: Path) -> Iterator[Path]:
 
 
 def reopen(run: Path, best: str) -> None:
-    """Let a finished training be gone on with: its full state, and the weights that were best so far, as `work/` has
-    them while it is under way."""
+    """Let a finished training be gone on with: its full state, the weights that were best so far and those of epochs,
+    as `work/` has them while it is under way."""
     if (run / LAST).exists() and not (run / WORK / LAST).exists():
-        for name in (best, LAST):
+        for name in (best, *(path.name for path in run.glob(graph.EPOCHS)), LAST):
             second_name(run / name, run / WORK / name)
 
 
