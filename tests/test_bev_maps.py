@@ -3,7 +3,9 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +15,15 @@ from conftest import ROOT, edit_yaml
 from PIL import Image
 
 from noisebox import graph
-from noisebox.config import RunConfig, resolve
+from noisebox.config import RunConfig, Sampling, resolve
 from noisebox.config.experiment import BevLine
 from noisebox.data.catalog import prepare_dataset
-from noisebox.evaluation.bev import evaluate
+from noisebox.evaluation import ongoing
+from noisebox.evaluation.bev import evaluate, measure
+from noisebox.evaluation.ongoing import Ongoing
 from noisebox.models import build_model
 from noisebox.report.bev_pictures import read_maps
+from noisebox.structures import BevBatch
 from noisebox.tasks.bev import BevTask
 from noisebox.training.checkpoint import load_model, save_checkpoint
 
@@ -153,6 +158,33 @@ def test_maps_shown_are_those_of_the_evaluation(project: Path, command_line: Com
     (other,) = read_maps(Path("other/diffbev.npz")).samples
     assert len(np.unique(other.predicted)) > 2
     assert not np.array_equal(other.predicted, every[3].predicted)
+
+
+def test_a_measurement_goes_on_to_the_same_counts_and_maps(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ongoing, "SECONDS_BETWEEN", 0)
+    model, config, _ = load_model(Path(graph.checkpoint("diffbev", 0)))
+    config, split = config.model_copy(update={"eval_batch_size": 1}), BevTask(config).val
+    asked, pictured = {Sampling(steps=2): [4, 0]}, (3, 0)
+    whole = measure(model, split, config, asked, pictured=pictured)
+    seen: list[int] = []
+
+    def encode(batch: BevBatch, encode: Callable[[BevBatch], Any] = model.encode) -> Any:
+        if len(seen) == 2:
+            seen.append(-1)
+            raise InterruptedError
+        seen.extend(batch.image_ids)
+        return encode(batch)
+
+    monkeypatch.setattr(model, "encode", encode)
+    for _ in range(2):
+        with suppress(InterruptedError):
+            again = measure(model, split, config, asked, pictured=pictured, ongoing=Ongoing(Path("work/0.pth")))
+    assert seen in ([0, 1, -1, 1, 2, 3], [0, 1, -1, 2, 3]), "by whether it was time to save again"
+    assert all(np.array_equal(again.counts[key], counts) for key, counts in whole.counts.items())
+    assert again.metrics == whole.metrics
+    for key, maps in whole.maps.items():
+        assert maps.keys() == again.maps[key].keys() == {0, 3}
+        assert all(np.array_equal(again.maps[key][place], map_) for place, map_ in maps.items())
 
 
 def test_what_cannot_be_shown_is_told_and_nothing_is_written(project: Path, command_line: CommandLine) -> None:

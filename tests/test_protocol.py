@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,29 @@ import pandas as pd
 import pytest
 import torch
 from coco_files import HEIGHT, WIDTH, content, write
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from toy_detector import toy_config
 
 from noisebox import graph
-from noisebox.config import ExperimentConfig, GuidanceConfig, ImageConfig, RunConfig, Sampling
+from noisebox.config import ExperimentConfig, GuidanceConfig, ImageConfig, RunConfig, Sampling, resolve
 from noisebox.data.coco import CocoSplit, read_split
 from noisebox.errors import UserError
-from noisebox.evaluation import measuring
+from noisebox.evaluation import measuring, ongoing
 from noisebox.evaluation.boxes import evaluate, pictures
 from noisebox.evaluation.boxes import shown as chosen
 from noisebox.evaluation.detection import coco_metrics
+from noisebox.evaluation.ongoing import Ongoing
 from noisebox.evaluation.protocol import COUNTED, Measurement, counted, measure
 from noisebox.files import sha256
 from noisebox.models import Detector
+from noisebox.progress import Progress
 from noisebox.randomness import numpy_generator
 from noisebox.report import evaluations
 from noisebox.structures import Batch, Detections
+from noisebox.training.checkpoint import load_checkpoint
 
 CLASSES = ["dog", "cat", "cow"]
 ONE, FOUR = Sampling(steps=1), Sampling(steps=4)
@@ -329,3 +334,75 @@ def test_pictures_and_their_way_to_sample_of_what_was_asked(tmp_path: Path) -> N
     assert shown["images"][2]["ground_truth"][0]["label"] == "dog"
     assert chosen({ONE: [0], twice: [0]}) == twice
     assert chosen({ONE: [0, 1], twice: [0]}) == ONE
+
+
+# Killed, and gone on with
+
+
+class Killed(Exception):
+    """The end of a process, as far as what it left on the disk goes."""
+
+
+class KilledDetector(KnowingDetector):
+    """Its process ends when it has encoded a batch."""
+
+    def encode(self, batch: Batch) -> Tensor:
+        if self.encoded:
+            raise Killed
+        return super().encode(batch)
+
+
+@pytest.fixture
+def killed(split: CocoSplit, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a pass over four images of which two were measured."""
+    monkeypatch.setattr(ongoing, "SECONDS_BETWEEN", 0)
+    file = tmp_path / "work/0.pth"
+    with pytest.raises(Killed):
+        measure(KilledDetector(), split, config, ASKED, ongoing=Ongoing(file, {"checkpoint": "1"}))
+    return file
+
+
+def test_a_measurement_goes_on_to_the_same_numbers(split: CocoSplit, config: RunConfig, killed: Path) -> None:
+    before = load_checkpoint(killed)["taken"]
+    whole, detector = measure(KnowingDetector(), split, config, ASKED), KnowingDetector()
+    with Progress("", 4) as progress:
+        again = measure(detector, split, config, ASKED, progress, Ongoing(killed, {"checkpoint": "1"}))
+    assert detector.encoded == [image.id for image in split.images][2:]
+    assert same(again.metrics, whole.metrics) and same(again.detections, whole.detections)
+    assert [list(found) for found in again.detections.values()] == [[image.id for image in split.images]] * 6
+    assert progress.done == progress.total
+    after = load_checkpoint(killed)["taken"]
+    assert [(taken["batches"], taken["images"]) for taken in (before, after)] == [(1, 2), (2, 4)]
+    assert after["encoding"] > before["encoding"] > 0, "an image's seconds are those of all lives"
+
+
+@pytest.mark.parametrize("changed", ["facts", "asked", "damaged"])
+def test_another_measurement_starts_anew(
+    split: CocoSplit, config: RunConfig, killed: Path, caplog: pytest.LogCaptureFixture, changed: str
+) -> None:
+    if changed == "damaged":
+        killed.write_bytes(killed.read_bytes()[:-100])
+    asked = ASKED | ({ONE: [0]} if changed == "asked" else {})
+    detector = KnowingDetector()
+    measure(detector, split, config, asked, ongoing=Ongoing(killed, {"checkpoint": "2" if changed == "facts" else "1"}))
+    assert detector.encoded == [image.id for image in split.images]
+    assert ("0.pth is damaged: the evaluation starts anew" in caplog.text) == (changed == "damaged")
+
+
+def test_what_an_evaluation_goes_on_from_goes_when_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ongoing, "SECONDS_BETWEEN", 0)
+    monkeypatch.chdir(tmp_path)
+    checkpoint, config = Path(graph.checkpoint("baseline", 3)), resolve("baseline", 3, "test", ROOT)
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"weights")
+    work = tmp_path / "evals/baseline/seed3/work"
+    for error in (Killed, None):
+        with suppress(Killed), Ongoing.of(checkpoint, config, "d" * 64) as held:
+            taken = held.begin({ONE: [0]}, lambda kept: None)
+            assert taken.batches == (0 if error else 1)
+            taken.batches = 1
+            held.note(taken, list)
+            assert [path.name for path in sorted(work.iterdir())] == ["0.pth", "0.pth.sha256"]
+            if error:
+                raise error
+    assert not work.exists()

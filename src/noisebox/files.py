@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import lru_cache
@@ -106,6 +106,11 @@ def second_name(path: Path, other: Path) -> None:
             os.link(path, temporary)
         except OSError:
             shutil.copyfile(path, temporary)
+
+
+def hashes_of(names: Iterable[str], root: Path) -> dict[str, str]:
+    """The SHA-256 of those of the files below `root` that are there."""
+    return {name: sha256(root / name) for name in names if (root / name).exists()}
 
 
 class BusyError(UserError):

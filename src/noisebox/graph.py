@@ -97,6 +97,7 @@ _RUN = (
     "src/noisebox/models/winograd.py",
     "src/noisebox/tasks/__init__.py",
     "src/noisebox/evaluation/measuring.py",
+    "src/noisebox/evaluation/ongoing.py",
 )
 _BOX_DATA = tuple(
     f"src/noisebox/data/{name}.py"

@@ -49,6 +49,11 @@ class Progress:
             self._printed = now
             print(f"{self.label}  {self.done}/{self.total}  {note}", file=sys.stderr, flush=True)
 
+    def skip(self, count: int) -> None:
+        """Count `count` more units as finished before this process."""
+        self.done += count
+        self._before += count
+
     def at(self, done: int, total: int) -> None:
         """`done` of `total` units are finished; a smaller `done` than before opens a new phase."""
         if done < self.done:

@@ -146,9 +146,10 @@ def depth_folder(split: BevSplit) -> Path | None:
 
 
 def evaluation_batches(
-    split: BevSplit, config: RunConfig, places: Sequence[int] | None = None, shared: bool = False
+    split: BevSplit, config: RunConfig, places: Sequence[int] | None = None, shared: bool = False, done: int = 0
 ) -> Iterator[BevBatch]:
     """The batches of EvaluationBevBatches in their order, made ahead by `config.workers` processes if any; where they
-    are `shared` by processes, the share of this one."""
+    are `shared` by processes, the share of this one. The first `done` are left out."""
     batches = EvaluationBevBatches(split, config, places)
-    return made_ahead(batches, share_of(len(batches)) if shared else range(len(batches)), config.workers)
+    order = share_of(len(batches)) if shared else range(len(batches))
+    return made_ahead(batches, order[done:], config.workers)

@@ -105,11 +105,12 @@ def training_loader(batches: TrainingBatches, start: int, stop: int, workers: in
     return made_ahead(batches, range(start, stop), workers)
 
 
-def evaluation_batches(split: CocoSplit, config: RunConfig, shared: bool = False) -> Iterator[Batch]:
+def evaluation_batches(split: CocoSplit, config: RunConfig, shared: bool = False, done: int = 0) -> Iterator[Batch]:
     """The batches of `EvaluationBatches` in their order, made ahead by `config.workers` processes if any; of those that
-    are `shared` by processes the share of this one."""
+    are `shared` by processes the share of this one. The first `done` are left out."""
     batches = EvaluationBatches(split, config)
-    return made_ahead(batches, share_of(len(batches)) if shared else range(len(batches)), config.workers)
+    order = share_of(len(batches)) if shared else range(len(batches))
+    return made_ahead(batches, order[done:], config.workers)
 
 
 def image_batches(

@@ -15,6 +15,7 @@ from noisebox.data.coco import CocoSplit, ImageRecord
 from noisebox.data.loader import evaluation_batches
 from noisebox.evaluation.boxes import evaluate, measured_rows
 from noisebox.evaluation.measuring import autocast
+from noisebox.evaluation.ongoing import Ongoing
 from noisebox.evaluation.protocol import counted
 from noisebox.files import atomic_path
 from noisebox.models.yolc.detector import Sight, Yolc
@@ -32,7 +33,8 @@ def evaluate_run(
 ) -> None:
     """What `noisebox evaluate` does: all that the experiment asks of the lineage."""
     config, line = task.config, experiment.aerial
-    evaluate(model, config, checkpoint, line.asked(), line.pictures, task.val, classes)
+    with Ongoing.of(checkpoint, config, task.data_hash) as ongoing:
+        evaluate(model, config, checkpoint, line.asked(), line.pictures, task.val, classes, ongoing)
     if not processes.first():
         return
     folder = Path(graph.evaluation_of(checkpoint.as_posix(), config.lineage, config.seed))

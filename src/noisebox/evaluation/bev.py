@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, from_numpy
 
 from noisebox import graph, processes
 from noisebox.config import ExperimentConfig, RunConfig, Sampling
@@ -22,6 +22,7 @@ from noisebox.data.bev import BevSplit
 from noisebox.data.bev_loader import BevSamples, depth_folder, evaluation_batches
 from noisebox.evaluation.evidence import check_classes, check_fit, write_evidence
 from noisebox.evaluation.measuring import Asked, asked_of, timed_pass
+from noisebox.evaluation.ongoing import Ongoing
 from noisebox.evaluation.segmentation import (
     Counts,
     SegmentationMetrics,
@@ -63,10 +64,11 @@ def measure(
     progress: Progress | None = None,
     pictured: Sequence[int] = (),
     places: Sequence[int] | None = None,
+    ongoing: Ongoing | None = None,
 ) -> Measurement:
     """Evaluate a model in every way asked on the images at `places` of a split, by default all; the maps of those
     `pictured` are kept. Each process takes a share of the batches, and all get the whole. The model is left in the mode
-    it came in."""
+    it came in. What is `ongoing` is gone on with."""
     keys = [(seed, sampling) for sampling, eval_seeds in asked.items() for seed in eval_seeds]
     labels = config.model.labels
     names = predicted_names(split.classes, labels)
@@ -80,8 +82,19 @@ def measure(
                     stored = map_ + labels.values(len(split.classes)).start
                     measured.maps[seed, sampling][image_id] = stored.numpy().astype(np.uint8)
 
-    batches = evaluation_batches(split, config, places, shared=True)
-    measured.seconds_per_image = timed_pass(model, batches, config, asked, model.segment, keep, progress)
+    def restore(kept: list[Any]) -> None:
+        for key, (counts, maps) in zip(keys, kept, strict=True):
+            measured.counts[key], measured.maps[key] = counts.numpy(), {k: map_.numpy() for k, map_ in maps.items()}
+
+    def kept() -> list[Any]:
+        maps = [{place: from_numpy(map_) for place, map_ in measured.maps[key].items()} for key in keys]
+        return [(from_numpy(measured.counts[key]), of_key) for key, of_key in zip(keys, maps, strict=True)]
+
+    ongoing = ongoing or Ongoing()
+    taken = ongoing.begin(asked, restore)
+    note = partial(ongoing.note, taken, kept)
+    batches = evaluation_batches(split, config, places, shared=True, done=taken.batches)
+    measured.seconds_per_image = timed_pass(model, batches, config, asked, model.segment, keep, taken, note, progress)
     measured.counts, measured.maps = _of_all(measured.counts, measured.maps)
     for key, counts in measured.counts.items():
         measured.metrics[key] = segmentation_metrics(confusion(counts, labels), names)
@@ -99,13 +112,20 @@ def evaluate_run(
     model: Segmenter, task: BevTask, checkpoint: Path, experiment: ExperimentConfig, classes: list[str]
 ) -> None:
     """What `noisebox evaluate` does: all that the experiment asks of the lineage."""
-    evaluate(model, task.config, checkpoint, experiment.bev, task.val, classes)
+    with Ongoing.of(checkpoint, task.config, task.data_hash) as ongoing:
+        evaluate(model, task.config, checkpoint, experiment.bev, task.val, classes, ongoing)
 
 
 def evaluate(
-    model: Segmenter, config: RunConfig, checkpoint: Path, line: BevLine, split: BevSplit, classes: list[str]
+    model: Segmenter,
+    config: RunConfig,
+    checkpoint: Path,
+    line: BevLine,
+    split: BevSplit,
+    classes: list[str],
+    ongoing: Ongoing | None = None,
 ) -> None:
-    """Evaluate one run's checkpoint and write graph.BEV_EVALUATION_FILES.
+    """Evaluate one run's checkpoint and write graph.BEV_EVALUATION_FILES. What is `ongoing` is gone on with.
 
     Raises UserError when the model cannot sample so, or was trained for other classes than the dataset has.
     """
@@ -115,7 +135,7 @@ def evaluate(
     pictured = pictured_places(line, split)
     placed(model, config)
     with Progress(f"evaluate {config.lineage} seed{config.seed}", len(split.frames)) as progress:
-        measured = measure(model, split, config, asked, progress, pictured)
+        measured = measure(model, split, config, asked, progress, pictured, ongoing=ongoing)
     if not processes.first():
         return
     rows = partial(result_rows, config, split, measured)

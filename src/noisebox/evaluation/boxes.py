@@ -14,6 +14,7 @@ from noisebox.data.coco import CocoSplit
 from noisebox.evaluation.breakdown import breakdown
 from noisebox.evaluation.evidence import check_classes, check_fit, write_evidence
 from noisebox.evaluation.measuring import Asked, asked_of
+from noisebox.evaluation.ongoing import Ongoing
 from noisebox.evaluation.protocol import Measurement, measure
 from noisebox.files import write_json
 from noisebox.machine import placed
@@ -30,7 +31,8 @@ def evaluate_run(
     """What `noisebox evaluate` does: all that the experiment asks of the lineage."""
     config = task.config
     asked = asked_of(model, experiment.asked_of(config.lineage))
-    evaluate(model, config, checkpoint, asked, experiment.pictures.images, task.val, classes)
+    with Ongoing.of(checkpoint, config, task.data_hash) as ongoing:
+        evaluate(model, config, checkpoint, asked, experiment.pictures.images, task.val, classes, ongoing)
 
 
 def evaluate(
@@ -41,9 +43,10 @@ def evaluate(
     pictured_images: int,
     split: CocoSplit,
     classes: list[str],
+    ongoing: Ongoing | None = None,
 ) -> None:
     """Evaluate one run's checkpoint and write graph.EVALUATION_FILES, with detections of the first `pictured_images`
-    and the breakdown of all, both of one way to sample.
+    and the breakdown of all, both of one way to sample. What is `ongoing` is gone on with.
 
     Raises UserError when the model cannot sample so, or was trained for other classes than the dataset has.
     """
@@ -52,7 +55,7 @@ def evaluate(
     placed(model, config)
     label = f"evaluate {config.lineage} seed{config.seed}"
     with Progress(label, len(split.images)) as progress:
-        measured = measure(model, split, config, asked, progress)
+        measured = measure(model, split, config, asked, progress, ongoing)
     if not processes.first():
         return
     rows = partial(result_rows, config, split, measured)

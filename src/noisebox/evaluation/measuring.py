@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,17 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
+@dataclass
+class Taken:
+    """What a pass has taken so far: batches and images of this process, and the seconds of encoding and of each way to
+    sample."""
+
+    batches: int = 0
+    images: int = 0
+    encoding: float = 0.0
+    sampled: list[float] = field(default_factory=list)
+
+
 def timed_pass(
     model: "Model",
     batches: Iterable[Any],
@@ -42,15 +54,19 @@ def timed_pass(
     asked: Asked,
     answer: Callable[[Any, Any, Sequence[int], Sampling], Any],
     keep: Callable[[Any, Sampling, Any], None],
+    taken: Taken,
+    note: Callable[[], None],
     progress: Progress | None = None,
 ) -> dict[Sampling, float]:
     """Put every batch through the encoder once, and what it gave through `answer(encoded, batch, eval seeds, sampling)`
-    in every way asked; `keep(batch, sampling, answer)` is not timed. The model is left in the mode it came in.
+    in every way asked; `keep(batch, sampling, answer)` is not timed, nor is `note()` after each batch. It is `taken`
+    that the pass goes on from. The model is left in the mode it came in.
 
     Returns the seconds of an image in each way, over all processes: the encoder's share plus one eval seed's share of
     the sampling.
     """
-    images, encoding, sampled = 0, 0.0, dict.fromkeys(asked, 0.0)
+    if progress:
+        progress.skip(taken.images * processes.count())
     was_training = model.training
     model.eval()
     # Not inference mode: what is encoded in it could not take part in the gradients that guidance climbs.
@@ -59,18 +75,20 @@ def timed_pass(
             on_device = batch.to(config.device)
             started = now(config.device)
             encoded = model.encode(on_device)
-            encoding += now(config.device) - started
-            for sampling, eval_seeds in asked.items():
+            taken.encoding += now(config.device) - started
+            for way, (sampling, eval_seeds) in enumerate(asked.items()):
                 started = now(config.device)
                 given = answer(encoded, on_device, eval_seeds, sampling)
-                sampled[sampling] += now(config.device) - started
+                taken.sampled[way] += now(config.device) - started
                 keep(batch, sampling, given)
-            images += len(batch)
+            taken.images += len(batch)
+            taken.batches += 1
+            note()
             if progress:
                 about = len(batch) * processes.count()  # the others are about as far
                 progress.advance(min(about, progress.total - progress.done))
     model.train(was_training)
-    took = processes.gathered((images, encoding, *sampled.values()))
+    took = processes.gathered((taken.images, taken.encoding, *taken.sampled))
     images, encoding, *ways = (sum(of) for of in zip(*took, strict=True))
     sampled = dict(zip(asked, ways, strict=True))
     return {

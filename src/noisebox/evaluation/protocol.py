@@ -4,7 +4,8 @@ Each image's features are computed once and shared; all eval seeds go through th
 """
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from noisebox.data.loader import evaluation_batches
 from noisebox.errors import UserError
 from noisebox.evaluation.detection import DetectionMetrics, coco_metrics
 from noisebox.evaluation.measuring import Asked, timed_pass
+from noisebox.evaluation.ongoing import Ongoing
 from noisebox.progress import Progress
 from noisebox.structures import Batch, Detections
 
@@ -41,10 +43,15 @@ class Measurement:
 
 
 def measure(
-    model: "Detector", split: CocoSplit, config: RunConfig, asked: Asked, progress: Progress | None = None
+    model: "Detector",
+    split: CocoSplit,
+    config: RunConfig,
+    asked: Asked,
+    progress: Progress | None = None,
+    ongoing: Ongoing | None = None,
 ) -> Measurement:
     """Evaluate a model on a split in every way asked, each process a share of the batches; all get the whole. The model
-    is left in the mode it came in.
+    is left in the mode it came in. What is `ongoing` is gone on with.
 
     Raises UserError naming the image when a score or box is not finite: weights are damaged, or fp16 overflowed.
     """
@@ -59,8 +66,17 @@ def measure(
                 kept = judged(own, split.federated, image) if split.federated else counted(own)
                 measured.detections[seed, sampling][image] = kept
 
-    batches = evaluation_batches(split, config, shared=True)
-    measured.seconds_per_image = timed_pass(model, batches, config, asked, model.detect, keep, progress)
+    def restore(kept: list[Any]) -> None:
+        measured.detections |= {key: _unpacked(*each) for key, each in zip(keys, kept, strict=True)}
+
+    def kept() -> list[Any]:
+        return [_packed(measured.detections[key]) for key in keys]
+
+    ongoing = ongoing or Ongoing()
+    taken = ongoing.begin(asked, restore)
+    note = partial(ongoing.note, taken, kept)
+    batches = evaluation_batches(split, config, shared=True, done=taken.batches)
+    measured.seconds_per_image = timed_pass(model, batches, config, asked, model.detect, keep, taken, note, progress)
     for key in keys:
         measured.detections[key] = _of_all(measured.detections[key])
         measured.metrics[key] = coco_metrics(split, measured.detections[key])
@@ -80,14 +96,22 @@ def _of_all(found: dict[int, Detections]) -> dict[int, Detections]:
     """The detections of all processes, by image id, in the order in which one process alone finds them."""
     if processes.count() == 1:
         return found
-    sizes = [len(each.scores) for each in found.values()]
-    rows = [vars(each).values() for each in found.values()]
-    columns = [torch.cat(column) for column in zip(*rows, strict=True)]  # three tensors travel faster than thousands
     every: dict[int, Detections] = {}
-    for images, counts, of_images in processes.gathered((list(found), sizes, columns)):
-        parts = zip(*(torch.split(column, counts) for column in of_images), strict=True)
-        every |= {image: Detections(*part) for image, part in zip(images, parts, strict=True)}
+    for packed in processes.gathered(_packed(found)):
+        every |= _unpacked(*packed)
     return every
+
+
+def _packed(found: dict[int, Detections]) -> tuple[list[int], list[int], list[Tensor]]:
+    """Detections by image as ids, counts, and three tensors, which travel faster than thousands."""
+    rows = [vars(each).values() for each in found.values()]
+    columns = [torch.cat(column) for column in zip(*rows, strict=True)]
+    return list(found), [len(each.scores) for each in found.values()], columns
+
+
+def _unpacked(images: list[int], counts: list[int], columns: list[Tensor]) -> dict[int, Detections]:
+    parts = zip(*(torch.split(column, counts) for column in columns), strict=True)
+    return {image: Detections(*part) for image, part in zip(images, parts, strict=True)}
 
 
 def counted(found: Detections) -> Detections:

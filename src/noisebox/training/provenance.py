@@ -15,7 +15,7 @@ import torch
 
 from noisebox import graph, processes
 from noisebox.config import RunConfig
-from noisebox.files import sha256, write_json
+from noisebox.files import hashes_of, sha256, write_json
 
 # Keys that no weight of the result depends on, so that a training may go on when they change.
 HARMLESS = (
@@ -39,12 +39,11 @@ def fingerprint(family: str, parent: Path | None, teacher: Path | None, data_has
     """What the bytes of a training's result depend on besides its configuration: the hashes of the parent's and the
     teacher's checkpoints, of the data and of each file of code behind `noisebox train`, and how many processes share
     it."""
-    code = [name for name in graph.code_files("train", family, root) if (root / name).exists()]
     return {
         "parent": sha256(parent) if parent else None,
         "teacher": sha256(teacher) if teacher else None,
         "data": data_hash,
-        "code": {name: sha256(root / name) for name in code},
+        "code": hashes_of(graph.code_files("train", family, root), root),
         "processes": processes.count(),
     }
 

@@ -1,0 +1,1 @@
+../../src/noisebox/evaluation/ongoing.py
