@@ -18,10 +18,12 @@ from small_detector import make_detector, opinionated, small_config
 from noisebox.config import ImageConfig, RunConfig, Sampling
 from noisebox.data.catalog import open_split, prepare_dataset
 from noisebox.errors import UserError
+from noisebox.evaluation import ongoing
 from noisebox.evaluation.predict import predict
 from noisebox.evaluation.protocol import measure
 from noisebox.report.pictures import CELL, Box, Picture
 from noisebox.report.predictions import drawn, read_predictions, write_pictures
+from noisebox.structures import Batch
 from noisebox.training.checkpoint import load_model, save_checkpoint
 
 pytest_plugins = ("reported_fixtures",)
@@ -105,6 +107,31 @@ def test_images_from_elsewhere_keep_their_detections_whatever_lies_beside_them(
     assert sizes == {"Grey.PNG": (200, 30), "high.jpg": (31, 200), "turned.png": (40, 60)}
     assert first.keys() == {ids["high.jpg"]}
     torch.testing.assert_close(first[ids["high.jpg"]].scores, second[ids["high.jpg"]].scores, rtol=0, atol=1e-4)
+
+
+def test_a_prediction_that_was_killed_goes_on(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ongoing, "SECONDS_BETWEEN", 0)
+    whole = predict(checkpoint, Path(IMAGES), tmp_path / "whole", score=0, batch_size=1)
+    model, encoded = type(load_model(checkpoint)[0]), []
+    encode = model.encode
+
+    def killed(self: Any, batch: Batch) -> Any:
+        encoded.append(batch.image_ids)
+        if len(encoded) == 2:
+            raise InterruptedError
+        return encode(self, batch)
+
+    monkeypatch.setattr(model, "encode", killed)
+    with pytest.raises(InterruptedError):
+        predict(checkpoint, Path(IMAGES), tmp_path / "out", score=0, batch_size=1)
+    again = predict(checkpoint, Path(IMAGES), tmp_path / "out", score=0, batch_size=1)
+    assert len(encoded) == 2 + 3 and encoded[1] == encoded[2]
+    assert list(again) == list(whole)
+    names = ("predictions.json", "images.json")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+    assert all((tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in names)
 
 
 def test_both_files_are_cocos(checkpoint: Path, tmp_path: Path) -> None:

@@ -356,7 +356,7 @@ class KilledDetector(KnowingDetector):
 def killed(split: CocoSplit, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a pass over four images of which two were measured."""
     monkeypatch.setattr(ongoing, "SECONDS_BETWEEN", 0)
-    file = tmp_path / "work/0.pth"
+    file = tmp_path / ".ongoing/0.pth"
     with pytest.raises(Killed):
         measure(KilledDetector(), split, config, ASKED, ongoing=Ongoing(file, {"checkpoint": "1"}))
     return file
@@ -395,7 +395,7 @@ def test_what_an_evaluation_goes_on_from_goes_when_it_ends(tmp_path: Path, monke
     checkpoint, config = Path(graph.checkpoint("baseline", 3)), resolve("baseline", 3, "test", ROOT)
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"weights")
-    work = tmp_path / "evals/baseline/seed3/work"
+    work = tmp_path / "evals/baseline/seed3/.ongoing"
     for error in (Killed, None):
         with suppress(Killed), Ongoing.of(checkpoint, config, "d" * 64) as held:
             taken = held.begin({ONE: [0]}, lambda kept: None)

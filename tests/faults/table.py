@@ -19,9 +19,9 @@ stands there. *Iterations lost* are those that a training took again, the most o
 none. *Same bytes* says how often the verb, run again once the fault was gone, made the files of an undisturbed one, all
 but the one that tells the time (`run.json` of a run, `speed.tsv` of an evaluation).
 
-- **kill -9** costs a training at most `checkpoint_every` iterations. An evaluation goes on from what it had measured a
-  minute or so before, as `work/` in its folder has it; one that is over sooner, as those of this table, starts over.
-  Depth ground truth goes on with the files that are missing.
+- **kill -9** costs a training at most `checkpoint_every` iterations. An evaluation, or `noisebox predict`, goes on from
+  what it had measured a minute or so before, as `.ongoing/` in its folder has it; one that is over sooner, as those of
+  this table, starts over. Depth ground truth goes on with the files that are missing.
 - **kill -9 of the engine alone**, or a cache that is full when a job has ended: what the job finished is all there, but
   the engine does not know of it, and deletes it before it starts the job anew. A run comes back at once from
   `.finished/`, second names of its files, which go when the engine has noted it; other jobs start over.

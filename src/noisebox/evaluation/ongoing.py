@@ -19,11 +19,21 @@ from noisebox.evaluation.measuring import Asked, Taken
 from noisebox.files import hashes_of, sha256
 from noisebox.training.checkpoint import load_checkpoint, save_checkpoint
 
-WORK = "work"  # in the folder of an evaluation
 SECONDS_BETWEEN = 60.0
 SHARE = 0.05  # of the time, which saving may take
 
 log = logging.getLogger("noisebox")
+
+
+def place_in(folder: Path) -> Path:
+    """The file of this process, of a pass whose results will lie in `folder`."""
+    return folder / ".ongoing" / f"{processes.number()}.pth"
+
+
+def facts_of(checkpoint: Path, config: RunConfig) -> dict[str, Any]:
+    """What the answers of a checkpoint depend on besides the images."""
+    code = hashes_of(graph.code_files("evaluate", config.family), Path())
+    return {"checkpoint": sha256(checkpoint), "config": config.model_dump(mode="json"), "code": code}
 
 
 class Ongoing:
@@ -39,13 +49,7 @@ class Ongoing:
     def of(cls, checkpoint: Path, config: RunConfig, data_hash: str) -> Self:
         """The evaluation of a checkpoint on its dataset."""
         folder = Path(graph.evaluation_of(checkpoint.as_posix(), config.lineage, config.seed))
-        facts = {
-            "checkpoint": sha256(checkpoint),
-            "config": config.model_dump(mode="json"),
-            "data": data_hash,
-            "code": hashes_of(graph.code_files("evaluate", config.family), Path()),
-        }
-        return cls(folder / WORK / f"{processes.number()}.pth", facts)
+        return cls(place_in(folder), facts_of(checkpoint, config) | {"data": data_hash})
 
     def __enter__(self) -> Self:
         return self

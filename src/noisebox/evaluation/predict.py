@@ -19,6 +19,7 @@ from noisebox.data.coco import EXIF_ORIENTATION, CocoSplit, ImageRecord, decode_
 from noisebox.errors import UserError
 from noisebox.evaluation.aerial import write_every_look
 from noisebox.evaluation.detection import to_coco_results
+from noisebox.evaluation.ongoing import Ongoing, facts_of, place_in
 from noisebox.evaluation.protocol import measure
 from noisebox.files import write_json
 from noisebox.machine import placed
@@ -58,6 +59,8 @@ def predict(
     With `crops` a detector of family yolc looks again where objects crowd. With `visualize` what it saw in each image
     is written, too, as `looks/<file name>.npz`, see `noisebox.evaluation.aerial.write_every_look`.
 
+    A prediction that was killed is gone on with, as an evaluation is.
+
     Raises UserError when there is no image, or one cannot be read, or the detector cannot look so, before the model
     runs.
     """
@@ -80,12 +83,20 @@ def predict(
         if visualize:
             detected = write_every_look(out / LOOKS, model, config, split, crops, progress)
         else:
-            measured = measure(model, split, config, {sampling: [eval_seed]}, progress)
+            facts = facts_of(checkpoint, config) | {"images": [_as_told(record) for record in split.images]}
+            with Ongoing(place_in(out), facts) as ongoing:
+                measured = measure(model, split, config, {sampling: [eval_seed]}, progress, ongoing)
             detected = measured.detections[eval_seed, sampling]
     found = {image: each.at_least(score) for image, each in detected.items()}
     write_json(out / IMAGES, split.ground_truth())
     write_json(out / PREDICTIONS, to_coco_results(split, found))
     return found
+
+
+def _as_told(record: ImageRecord) -> list[Any]:
+    """What tells one image from another, or from what it was before."""
+    status = record.path.stat()
+    return [record.id, str(record.path), status.st_size, status.st_mtime_ns]
 
 
 def load_detector(checkpoint: Path) -> tuple[Any, RunConfig, dict[str, Any]]:
