@@ -91,7 +91,7 @@ def measure(
         return [(from_numpy(measured.counts[key]), of_key) for key, of_key in zip(keys, maps, strict=True)]
 
     ongoing = ongoing or Ongoing()
-    taken = ongoing.begin(asked, restore)
+    taken = ongoing.begin(asked, restore, pictured=list(pictured))
     note = partial(ongoing.note, taken, kept)
     batches = evaluation_batches(split, config, places, shared=True, done=taken.batches)
     measured.seconds_per_image = timed_pass(model, batches, config, asked, model.segment, keep, taken, note, progress)

@@ -63,9 +63,11 @@ class Ongoing:
             with suppress(OSError):  # where another process has its own there, or nothing was kept
                 self.file.parent.rmdir()
 
-    def begin(self, asked: Asked, restore: Callable[[Any], None]) -> Taken:
-        """What was taken before, of a pass that was asked the same; `restore` is given what was kept of it."""
+    def begin(self, asked: Asked, restore: Callable[[Any], None], **further: Any) -> Taken:
+        """What was taken before, of a pass that was asked the same, and `further` facts; `restore` is given what was
+        kept of it."""
         self._facts["asked"] = [[sampling.model_dump(), list(seeds)] for sampling, seeds in asked.items()]
+        self._facts |= further
         state = self._read()
         if state is None:
             return Taken(sampled=[0.0] * len(asked))
