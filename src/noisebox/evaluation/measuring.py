@@ -66,7 +66,7 @@ def timed_pass(
     the sampling.
     """
     if progress:
-        progress.skip(taken.images * processes.count())
+        progress.skip(min(taken.images * processes.count(), progress.total))
     was_training = model.training
     model.eval()
     # Not inference mode: what is encoded in it could not take part in the gradients that guidance climbs.
