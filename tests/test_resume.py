@@ -397,6 +397,7 @@ def test_a_finished_run_of_another_configuration_does_not_come_back(
 def test_a_complete_run_asked_for_again_is_trained_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         train_toy(tmp_path / "run", keep=True)
+        (tmp_path / "run/.finished/lock").touch()  # as a kill while it was made leaves it
     assert "no engine had noted it" not in caplog.text
 
 

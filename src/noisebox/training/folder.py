@@ -58,7 +58,8 @@ def take_back(run: Path) -> None:
     kept = run / graph.FINISHED
     if not kept.is_dir():
         return
-    paths = sorted(kept.iterdir(), key=lambda path: path.name == LAST)  # which is believed once it is there
+    paths = [path for path in kept.iterdir() if path.name != LOCK]  # which a kill may have left there
+    paths.sort(key=lambda path: path.name == LAST)  # it is believed once it is there
     if not all((run / path.name).exists() for path in paths):
         log.warning("%s was trained to its end before, but no engine had noted it", run)
         for path in paths:
