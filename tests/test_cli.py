@@ -76,6 +76,7 @@ def test_mistakes_are_one_sentence_and_exit_2(project: Path) -> None:
             "threads=100000",
         ): "override 'threads': input should be less than or equal to 1024",
         ("evaluate", "baseline"): "noisebox train baseline --seed 0",
+        ("evaluate", "nope"): "recipe 'nope' is missing",
         ("report",): "noisebox evaluate baseline --seed 0",
         ("bench", "--precision", "fp16"): "fp16",
         ("data", "arial"): "'arial' is no line of research; did you mean 'aerial'?",

@@ -467,6 +467,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_configs(tmp_path)
 
 
+def test_a_batch_size_that_is_to_be_found(here: Path, command_line: CommandLine) -> None:
+    code, _, told = command_line("train", "--config-file", "small.yaml", "--batch-size", "auto", "OUTPUT_DIR", "out/a")
+    assert (code, "solver.batch_size auto needs device cuda" in told) == (2, True), told
+
+
 def test_training_going_on_and_evaluating(here: Path, command_line: CommandLine) -> None:
     train = ("train", "--config-file", "small.yaml", "OUTPUT_DIR", "out/a", "SEED", 0)
     code, said, _ = command_line(*train)

@@ -232,6 +232,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     monkeypatch.setattr(batch_size, "Trainer", on_cpu)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share: None)
+    monkeypatch.setattr(batch_size, "check_device", lambda config: None)
     return limited
 
 
@@ -250,6 +251,14 @@ def test_the_largest_batch_fits_and_is_kept_with_the_run(tmp_path: Path, small_m
     small_memory(0)
     with pytest.raises(UserError, match=r"^toy: not even a batch of 2 fits the GPU; take smaller images"):
         with_largest_batch(auto_task(), tmp_path / "other")
+
+
+def test_where_there_is_no_gpu_the_batch_size_is_not_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="scale test has device cuda, but torch sees no GPU"):
+        with_largest_batch(auto_task(), tmp_path)
 
 
 def test_on_a_cpu_the_batch_size_is_the_users_to_choose(tmp_path: Path) -> None:

@@ -300,6 +300,14 @@ def test_of_ways_asked_alike_the_most_steps_are_pictured(
     assert (pictured["sample_step"], pictured["eval_seed"]) == (4, 3)
 
 
+def test_a_gpus_checkpoint_without_a_gpu_is_told(
+    split: CocoSplit, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="scale test has device cuda, but torch sees no GPU"):
+        run_evaluation(split, config.model_copy(update={"device": "cuda"}), tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize(
     ("asked", "classes", "complaint"),
     [

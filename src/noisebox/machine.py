@@ -19,6 +19,12 @@ M_TOP_PAD, GROWTH = -2, 64 << 20
 M_MMAP_MAX, NONE = -4, 0
 
 
+def check_device(config: RunConfig) -> None:
+    """Raises UserError where the configuration is for a GPU and there is none."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"scale {config.scale} has device cuda, but torch sees no GPU; choose a scale with device cpu")
+
+
 def prepare(threads: int) -> None:
     """Set the number of threads, which is part of the result because sums are split over them, and keep freed memory.
 
@@ -52,7 +58,11 @@ def compile_parts(device: torch.device | str, *models: Model) -> None:
 
 
 def placed(model: AnyModel, config: RunConfig) -> AnyModel:
-    """The model on its device, ready to be measured, compiled where its training was."""
+    """The model on its device, ready to be measured, compiled where its training was.
+
+    Raises UserError where the device is not there, or torch.compile cannot make code for it.
+    """
+    check_device(config)
     prepare(config.threads)
     model.to(config.device)
     if config.solver.winograd:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 from typer.core import TyperGroup
@@ -19,6 +19,9 @@ from noisebox.interrupt import Interrupted
 
 if TYPE_CHECKING:
     from noisebox.config import RunConfig
+    from noisebox.tasks import Task
+
+TaskT = TypeVar("TaskT", bound="Task")
 
 # What --help shows them under, and in which order: by what somebody wants.
 PANELS = {
@@ -78,6 +81,10 @@ def checkpoint_of(lineage: str, seed: int, scale: str | None = None, dataset: st
     """The checkpoint of a run, or of a try at this scale and on this dataset, that must be there."""
     path = Path(graph.checkpoint(lineage, seed, scale, dataset))
     if not path.exists():
+        from noisebox.config import load_recipe
+
+        for recipe in graph.Lineage.parse(lineage).parts:
+            load_recipe(recipe)  # or says that there is none
         given = {"--scale": scale, "--dataset": dataset}
         options = "".join(f" {option} {value}" for option, value in given.items() if value)
         raise UserError(f"{path} does not exist; make it with: noisebox train {lineage} --seed {seed}{options}")
@@ -105,6 +112,20 @@ def prepare_try(config: "RunConfig") -> None:
 
         if made := prepare_depth_for_try(config.dataset):
             say(made)
+
+
+def with_auto_batch(task: TaskT, run: Path) -> TaskT:
+    """The task of the training in the folder `run`, with the largest batch that fits where its size is auto."""
+    from noisebox.config import AUTO
+
+    if task.config.solver.batch_size != AUTO:
+        return task
+
+    from noisebox.training.batch_size import with_largest_batch
+
+    found = with_largest_batch(task, run)
+    say(f"batch_size auto: {found.config.solver.batch_size}")
+    return cast(TaskT, found)
 
 
 def say(line: str) -> None:

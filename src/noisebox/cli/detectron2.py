@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from typer.core import TyperCommand
 
-from noisebox.cli.app import logged, say
+from noisebox.cli.app import logged, say, with_auto_batch
 from noisebox.cli.launch import in_turn, launched, shared
 from noisebox.errors import UserError
 
@@ -52,7 +52,7 @@ def train_config(
             say("note: a training measures itself at one sampling step without guidance; --eval-only samples as asked")
         if if_changed != "fresh":
             take_up(asked.output_dir)
-        train(asked, task, if_changed)
+        train(asked, with_auto_batch(task, asked.output_dir), if_changed)
         say(f"{asked.output_dir / 'model_final.pth'}")
 
 

@@ -2,19 +2,27 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from noisebox import graph
-from noisebox.cli.app import Dataset, Lineage, Scale, Seed, app, checkpoint_of, logged, prepare_try, say
+from noisebox.cli.app import (
+    Dataset,
+    Lineage,
+    Scale,
+    Seed,
+    app,
+    checkpoint_of,
+    logged,
+    prepare_try,
+    say,
+    with_auto_batch,
+)
 from noisebox.cli.detectron2 import OverridableCommand, train_config
 from noisebox.cli.launch import Processes, in_turn, shared
 from noisebox.errors import UserError
 from noisebox.garbage import left_alone
-
-if TYPE_CHECKING:
-    from noisebox.tasks import Task
 
 
 @app.command()
@@ -164,7 +172,7 @@ def train(
         mentor = teacher_of(lineage, seed, place=partial(graph.checkpoint, scale=scale, dataset=dataset))
         teacher = Path(mentor) if mentor else None
         in_turn(lambda: prepare(config))
-        task = _with_batch_size(in_turn(lambda: open_task(config)), run)
+        task = with_auto_batch(in_turn(lambda: open_task(config)), run)
         if (tried or output_dir) and not profile and if_changed != "fresh":
             from noisebox.training.folder import keep_others
 
@@ -212,7 +220,7 @@ def overfit(
         overrides |= overrides_of(settings or [])
         config = resolve(recipe, 0, load_experiment().scale, smoke=True, overrides=overrides)
         run = Path(graph.try_folder(recipe, "overfit"))
-        task = _with_batch_size(open_task(config.model_copy(update={"distill": None})), run)
+        task = with_auto_batch(open_task(config.model_copy(update={"distill": None})), run)
 
         from noisebox.training.overfit import advice
         from noisebox.training.overfit import overfit as run_overfit
@@ -226,17 +234,3 @@ def overfit(
             say(f"- {line}")
         say(str(run / "model_final.pth"))
     raise typer.Exit(0 if memory.learnt else 1)
-
-
-def _with_batch_size(task: "Task", run: Path) -> "Task":
-    """The task of the training in the folder `run`, with the largest batch that fits where its size is auto."""
-    from noisebox.config import AUTO
-
-    if task.config.solver.batch_size != AUTO:
-        return task
-
-    from noisebox.training.batch_size import with_largest_batch
-
-    found = with_largest_batch(task, run)
-    say(f"batch_size auto: {found.config.solver.batch_size}")
-    return found

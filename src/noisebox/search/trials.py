@@ -23,6 +23,7 @@ from noisebox.config import RunConfig, teacher_of
 from noisebox.config.best import Trial, write_trials
 from noisebox.config.search import Search
 from noisebox.errors import UserError
+from noisebox.machine import check_device
 from noisebox.search.study import Study
 from noisebox.structures import Examples
 from noisebox.tasks import open_task
@@ -44,8 +45,7 @@ def run_search(search: Search, told: Told) -> list[Trial]:
     written.
     """
     base = search.resolved({})
-    if base.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"scale {base.scale} has device cuda, but torch sees no GPU; choose a scale with device cpu")
+    check_device(base)
     runner = _Runner(search, base)
     for trial in runner.until_finished():
         told(trial)

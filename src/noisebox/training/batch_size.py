@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from noisebox import processes
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
+from noisebox.machine import check_device
 from noisebox.models import build_model
 from noisebox.tasks import Task, with_batch_size
 from noisebox.training.folder import WORK
@@ -28,7 +29,7 @@ def with_largest_batch(task: Task, run: Path) -> Task:
     """The task with the batch size that its run was begun with or, in a new run, the largest that fits.
 
     Raises UserError where several processes share a batch, on a CPU, whose processes are killed where a GPU says that
-    its memory is full, and when not even one image for each accumulation step fits.
+    its memory is full, where there is no GPU, and when not even one image for each accumulation step fits.
     """
     begun = _begun(run)
     if begun and with_batch_size(task, begun.solver.batch_size).config == begun:
@@ -40,6 +41,7 @@ def with_largest_batch(task: Task, run: Path) -> Task:
         raise UserError(
             "solver.batch_size auto needs device cuda, which tells when memory is full; on cpu give a number"
         )
+    check_device(config)
     unit = config.solver.accumulate
     torch.cuda.set_per_process_memory_fraction(SHARE)
     try:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from noisebox import processes
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
-from noisebox.machine import compile_parts, prepare
+from noisebox.machine import check_device, compile_parts, prepare
 from noisebox.models import Model
 from noisebox.models.winograd import use_winograd
 from noisebox.structures import Examples
@@ -172,8 +172,7 @@ def summed(terms: dict[str, float]) -> float:
 
 def _accelerator(config: RunConfig) -> Accelerator:
     """Device and precision of the configuration, with the process set up for repeatable results."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"scale {config.scale} has device cuda, but torch sees no GPU; choose a scale with device cpu")
+    check_device(config)
     prepare(config.threads)
     if config.device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
