@@ -137,7 +137,7 @@ def test_killed_and_started_again_it_ends_at_the_same_bytes(small_project: Path,
     assert again.stderr.count("going on after iteration 1") == 1
     run, whole = (each / "runs/detr/seed0" for each in (root, shared))
     names = sorted(path.name for path in whole.iterdir())
-    assert sorted(path.name for path in run.iterdir() if path.is_file()) == names  # it is not evaluated yet
+    assert sorted(path.name for path in run.iterdir()) == [".finished", *names], "it is not evaluated yet"
     assert [name for name in names if (run / name).read_bytes() != (whole / name).read_bytes()] == ["run.json"]
 
 

@@ -92,8 +92,8 @@ def train_in_child(run: Path, moment: int = 0, work: Callable[[Path], None] = tr
 
 
 def files_of(run: Path) -> dict[str, bytes]:
-    """All that a run leaves, but for the one file that tells the time."""
-    return {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "run.json"}
+    """All that a run leaves, but for the one file that tells the time, and second names."""
+    return {path.name: path.read_bytes() for path in run.iterdir() if path.name not in ("run.json", graph.FINISHED)}
 
 
 @pytest.fixture(scope="module")
