@@ -25,7 +25,7 @@ from noisebox.evaluation import measuring, ongoing
 from noisebox.evaluation.boxes import evaluate, pictures
 from noisebox.evaluation.boxes import shown as chosen
 from noisebox.evaluation.detection import coco_metrics
-from noisebox.evaluation.ongoing import Ongoing
+from noisebox.evaluation.ongoing import Ongoing, facts_of, place_in
 from noisebox.evaluation.protocol import COUNTED, Measurement, counted, measure
 from noisebox.files import sha256
 from noisebox.models import Detector
@@ -405,7 +405,7 @@ def test_what_an_evaluation_goes_on_from_goes_when_it_ends(tmp_path: Path, monke
     checkpoint.write_bytes(b"weights")
     work = tmp_path / "evals/baseline/seed3/.ongoing"
     for error in (Killed, None):
-        with suppress(Killed), Ongoing.of(checkpoint, config, "d" * 64) as held:
+        with suppress(Killed), Ongoing(place_in(work.parent), facts_of(checkpoint, config)) as held:
             taken = held.begin({ONE: [0]}, lambda kept: None)
             assert taken.batches == (0 if error else 1)
             taken.batches = 1

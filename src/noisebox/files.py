@@ -108,11 +108,6 @@ def second_name(path: Path, other: Path) -> None:
             shutil.copyfile(path, temporary)
 
 
-def hashes_of(names: Iterable[str], root: Path) -> dict[str, str]:
-    """The SHA-256 of those of the files below `root` that are there."""
-    return {name: sha256(root / name) for name in names if (root / name).exists()}
-
-
 class BusyError(UserError):
     """Another process is at it."""
 
@@ -267,6 +262,11 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes_of(names: Iterable[str], root: Path) -> dict[str, str]:
+    """The SHA-256 of those of the files below `root` that are there."""
+    return {name: sha256(root / name) for name in names if (root / name).exists()}
 
 
 def remove_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -125,7 +125,7 @@ def with_auto_batch(task: TaskT, run: Path) -> TaskT:
 
     found = with_largest_batch(task, run)
     say(f"batch_size auto: {found.config.solver.batch_size}")
-    return cast(TaskT, found)
+    return found
 
 
 def say(line: str) -> None:

@@ -13,10 +13,10 @@ from noisebox import graph
 from noisebox.config import RunConfig
 from noisebox.data.bev import BevSplit
 from noisebox.data.depth import all_made, read_depth, settings_of
-from noisebox.data.stream import made_ahead, places_of, scheduled_edge
+from noisebox.data.stream import made_once, places_of, scheduled_edge
 from noisebox.data.transforms import resized_hw
 from noisebox.errors import UserError
-from noisebox.processes import rows_of, share_of
+from noisebox.processes import rows_of
 from noisebox.randomness import numpy_generator
 from noisebox.structures import BevBatch
 
@@ -150,6 +150,4 @@ def evaluation_batches(
 ) -> Iterator[BevBatch]:
     """The batches of EvaluationBevBatches in their order, made ahead by `config.workers` processes if any; where they
     are `shared` by processes, the share of this one. The first `done` are left out."""
-    batches = EvaluationBevBatches(split, config, places)
-    order = share_of(len(batches)) if shared else range(len(batches))
-    return made_ahead(batches, order[done:], config.workers)
+    return made_once(EvaluationBevBatches(split, config, places), config.workers, shared=shared, done=done)

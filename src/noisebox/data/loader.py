@@ -11,10 +11,10 @@ from noisebox.config import ImageConfig, RunConfig
 from noisebox.config.families import sections_of
 from noisebox.data.coco import CocoSplit, ImageRecord, read_image
 from noisebox.data.federated import counted_classes
-from noisebox.data.stream import made_ahead, places_of, scheduled_edge
+from noisebox.data.stream import made_ahead, made_once, places_of, scheduled_edge
 from noisebox.data.transforms import View, evaluation_view, resized, shown, targets_in, training_view
 from noisebox.errors import UserError
-from noisebox.processes import rows_of, share_of
+from noisebox.processes import rows_of
 from noisebox.randomness import numpy_generator
 from noisebox.structures import Batch, Targets
 
@@ -108,9 +108,7 @@ def training_loader(batches: TrainingBatches, start: int, stop: int, workers: in
 def evaluation_batches(split: CocoSplit, config: RunConfig, shared: bool = False, done: int = 0) -> Iterator[Batch]:
     """The batches of `EvaluationBatches` in their order, made ahead by `config.workers` processes if any; of those that
     are `shared` by processes the share of this one. The first `done` are left out."""
-    batches = EvaluationBatches(split, config)
-    order = share_of(len(batches)) if shared else range(len(batches))
-    return made_ahead(batches, order[done:], config.workers)
+    return made_once(EvaluationBatches(split, config), config.workers, shared=shared, done=done)
 
 
 def image_batches(

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.interrupt import leave_to_parent
+from noisebox.processes import share_of
 from noisebox.randomness import numpy_generator
 
 Made = TypeVar("Made", covariant=True)
@@ -45,6 +46,12 @@ class Indexed(Protocol[Made]):
     def __getitem__(self, index: int, /) -> Made: ...
 
 
+class Counted(Indexed[Made], Protocol[Made]):
+    """So many batches by number."""
+
+    def __len__(self) -> int: ...
+
+
 class _Told(Dataset[Made | UserError]):
     """Hands a UserError on as a value: raised in a worker process it would arrive wrapped in a traceback."""
 
@@ -73,3 +80,10 @@ def made_ahead(batches: Indexed[Made], order: range, workers: int) -> Iterator[M
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def made_once(batches: Counted[Made], workers: int, *, shared: bool, done: int) -> Iterator[Made]:
+    """Each batch once, in their order, as `made_ahead` does; where they are `shared` by processes, the share of this
+    one. The first `done` of these are left out."""
+    order = share_of(len(batches)) if shared else range(len(batches))
+    return made_ahead(batches, order[done:], workers)

@@ -29,12 +29,16 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def evaluate_run(
-    model: Yolc, task: DetectionTask, checkpoint: Path, experiment: ExperimentConfig, classes: list[str]
+    model: Yolc,
+    task: DetectionTask,
+    checkpoint: Path,
+    experiment: ExperimentConfig,
+    classes: list[str],
+    ongoing: Ongoing,
 ) -> None:
     """What `noisebox evaluate` does: all that the experiment asks of the lineage."""
     config, line = task.config, experiment.aerial
-    with Ongoing.of(checkpoint, config, task.data_hash) as ongoing:
-        evaluate(model, config, checkpoint, line.asked(), line.pictures, task.val, classes, ongoing)
+    evaluate(model, config, checkpoint, line.asked(), line.pictures, task.val, classes, ongoing)
     if not processes.first():
         return
     folder = Path(graph.evaluation_of(checkpoint.as_posix(), config.lineage, config.seed))

@@ -109,11 +109,15 @@ def _of_all(counts: dict[Key, Counts], maps: dict[Key, Maps]) -> tuple[dict[Key,
 
 
 def evaluate_run(
-    model: Segmenter, task: BevTask, checkpoint: Path, experiment: ExperimentConfig, classes: list[str]
+    model: Segmenter,
+    task: BevTask,
+    checkpoint: Path,
+    experiment: ExperimentConfig,
+    classes: list[str],
+    ongoing: Ongoing,
 ) -> None:
     """What `noisebox evaluate` does: all that the experiment asks of the lineage."""
-    with Ongoing.of(checkpoint, task.config, task.data_hash) as ongoing:
-        evaluate(model, task.config, checkpoint, experiment.bev, task.val, classes, ongoing)
+    evaluate(model, task.config, checkpoint, experiment.bev, task.val, classes, ongoing)
 
 
 def evaluate(

@@ -26,13 +26,17 @@ PICTURE_SCORE = 0.05
 
 
 def evaluate_run(
-    model: Detector, task: DetectionTask, checkpoint: Path, experiment: ExperimentConfig, classes: list[str]
+    model: Detector,
+    task: DetectionTask,
+    checkpoint: Path,
+    experiment: ExperimentConfig,
+    classes: list[str],
+    ongoing: Ongoing,
 ) -> None:
     """What `noisebox evaluate` does: all that the experiment asks of the lineage."""
     config = task.config
     asked = asked_of(model, experiment.asked_of(config.lineage))
-    with Ongoing.of(checkpoint, config, task.data_hash) as ongoing:
-        evaluate(model, config, checkpoint, asked, experiment.pictures.images, task.val, classes, ongoing)
+    evaluate(model, config, checkpoint, asked, experiment.pictures.images, task.val, classes, ongoing)
 
 
 def evaluate(

@@ -45,12 +45,6 @@ class Ongoing:
         self.file, self._facts = file, (facts or {}) | {"processes": processes.count()}
         self._saved, self._pause = time.monotonic(), SECONDS_BETWEEN
 
-    @classmethod
-    def of(cls, checkpoint: Path, config: RunConfig, data_hash: str) -> Self:
-        """The evaluation of a checkpoint on its dataset."""
-        folder = Path(graph.evaluation_of(checkpoint.as_posix(), config.lineage, config.seed))
-        return cls(place_in(folder), facts_of(checkpoint, config) | {"data": data_hash})
-
     def __enter__(self) -> Self:
         return self
 

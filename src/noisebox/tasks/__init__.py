@@ -135,17 +135,20 @@ def measured_rows(
 def evaluate_run(
     model: Any, config: RunConfig, checkpoint: Path, experiment: ExperimentConfig, classes: list[str]
 ) -> None:
-    """Write what `noisebox evaluate` makes of a checkpoint of a model trained for `classes`.
+    """Write what `noisebox evaluate` makes of a checkpoint of a model trained for `classes`. What a killed one has
+    measured is not measured again.
 
     Raises UserError when it cannot be evaluated as the experiment asks, the dataset has other classes, or another
     process evaluates the same run.
     """
     from noisebox import processes
+    from noisebox.evaluation.ongoing import Ongoing, facts_of, place_in
 
     task = processes.in_turn(lambda: open_task(config))
     folder = Path(graph.evaluation_of(checkpoint.as_posix(), config.lineage, config.seed))
     claim = only_here(folder / "lock", f"{folder} is being made")
-    with processes.company(), processes.held_by_the_first(claim):
+    ongoing = Ongoing(place_in(folder), facts_of(checkpoint, task.config) | {"data": task.data_hash})
+    with processes.company(), processes.held_by_the_first(claim), ongoing:
         if processes.first():
             clear_unfinished(folder)
-        import_module(EVALUATIONS[config.family]).evaluate_run(model, task, checkpoint, experiment, classes)
+        import_module(EVALUATIONS[config.family]).evaluate_run(model, task, checkpoint, experiment, classes, ongoing)

@@ -17,7 +17,7 @@ from noisebox.config import RunConfig
 from noisebox.errors import UserError
 from noisebox.machine import check_device
 from noisebox.models import build_model
-from noisebox.tasks import Task, with_batch_size
+from noisebox.tasks import Task, TaskT, with_batch_size
 from noisebox.training.folder import WORK
 from noisebox.training.smoke import stand_in_teacher
 from noisebox.training.step import Trainer
@@ -25,7 +25,7 @@ from noisebox.training.step import Trainer
 SHARE = 0.9  # of the memory
 
 
-def with_largest_batch(task: Task, run: Path) -> Task:
+def with_largest_batch(task: TaskT, run: Path) -> TaskT:
     """The task with the batch size that its run was begun with or, in a new run, the largest that fits.
 
     Raises UserError where several processes share a batch, on a CPU, whose processes are killed where a GPU says that

@@ -48,8 +48,7 @@ def reopen(run: Path, best: str) -> None:
     """Let a finished training be gone on with: its full state, the weights that were best so far and those of epochs,
     as `work/` has them while it is under way."""
     if (run / LAST).exists() and not (run / WORK / LAST).exists():
-        for name in (best, *(path.name for path in run.glob(graph.EPOCHS)), LAST):
-            second_name(run / name, run / WORK / name)
+        _put_into_work(run, [run / best, *run.glob(graph.EPOCHS), run / LAST])
 
 
 def take_back(run: Path) -> None:
@@ -59,12 +58,16 @@ def take_back(run: Path) -> None:
     if not kept.is_dir():
         return
     paths = [path for path in kept.iterdir() if path.name != LOCK]  # which a kill may have left there
-    paths.sort(key=lambda path: path.name == LAST)  # it is believed once it is there
     if not all((run / path.name).exists() for path in paths):
         log.warning("%s was trained to its end before, but no engine had noted it", run)
-        for path in paths:
-            second_name(path, run / WORK / path.name)
+        _put_into_work(run, paths)
     remove_folder(kept)
+
+
+def _put_into_work(run: Path, paths: list[Path]) -> None:
+    """Let `work/` have these files as well, last.pth last: once that is there, the rest is believed to be."""
+    for path in sorted(paths, key=lambda path: path.name == LAST):
+        second_name(path, run / WORK / path.name)
 
 
 def keep_others(run: Path, config: RunConfig) -> None:
