@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
@@ -144,6 +144,7 @@ def test_what_cannot_be_timed_or_compared_is_told(tmp_path: Path) -> None:
     exponent=st.floats(-2, 3), factor=st.floats(1e-6, 1e3),
     sizes=st.lists(st.sampled_from([2**k for k in range(20)]), min_size=2, max_size=6, unique=True),
 )  # fmt: skip
+@example(exponent=0.0, factor=1.0, sizes=[1, 2])  # no coefficient is but 0
 def test_a_planted_power_law_is_found_again(exponent: float, factor: float, sizes: list[int]) -> None:
     law = growth.power_law(sizes, [factor * size**exponent for size in sizes])
     assert law.exponent == pytest.approx(exponent, abs=1e-6)

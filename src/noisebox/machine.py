@@ -1,7 +1,10 @@
-"""A process made ready to compute: its threads, that it keeps the memory it frees, and compiled models."""
+"""A process made ready to compute: what the machine can do, threads, memory that it keeps, and compiled models."""
 
 import contextlib
 import ctypes
+import logging
+import time
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -18,11 +21,52 @@ M_TRIM_THRESHOLD, NEVER = -1, -1
 M_TOP_PAD, GROWTH = -2, 64 << 20
 M_MMAP_MAX, NONE = -4, 0
 
+SIDE, RUNS = 256, 5  # of the matrix products that compare two precisions: half a millisecond each in fp32
+FAR_SLOWER = 4.0  # a processor that has bf16 products, or widens them to fp32 first, stays well below
+
+log = logging.getLogger("noisebox")
+
 
 def check_device(config: RunConfig) -> None:
-    """Raises UserError where the configuration is for a GPU and there is none."""
+    """Raises UserError where the configuration is for a GPU and there is none; warns of bf16 where it costs time."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"scale {config.scale} has device cuda, but torch sees no GPU; choose a scale with device cpu")
+    if config.device == "cpu" and config.precision == "bf16":
+        warn_of_bf16()
+
+
+def warn_of_bf16() -> None:
+    """Say so where bf16 products are far slower than fp32 ones: a processor without AVX-512 makes them one by one."""
+    if (times := bf16_slowdown()) > FAR_SLOWER:
+        log.warning(
+            "precision bf16: this processor takes %.0f times as long for a matrix product as in fp32; "
+            "precision fp32 is the faster one here",
+            times,
+        )
+
+
+@cache
+def bf16_slowdown() -> float:
+    """How many times as long as in fp32 a matrix product takes in bf16 on this processor.
+
+    In one thread: on a busy machine, several wait for one another longer than they multiply.
+    """
+
+    def seconds(dtype: torch.dtype) -> float:
+        matrix = torch.ones(SIDE, SIDE, dtype=dtype)
+        taken = []
+        for _ in range(RUNS + 1):  # the first one warms up
+            start = time.perf_counter()
+            matrix @ matrix
+            taken.append(time.perf_counter() - start)
+        return min(taken[1:])
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return seconds(torch.bfloat16) / seconds(torch.float32)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def prepare(threads: int) -> None:

@@ -53,7 +53,7 @@ class PowerLaw(NamedTuple):
 def power_law(sizes: Sequence[float], costs: Sequence[float]) -> PowerLaw:
     """The power law through positive costs at positive sizes, by least squares of their logarithms."""
     x, y = np.log(sizes), np.log(costs)
-    slope, intercept = np.polynomial.Polynomial.fit(x, y, 1).convert().coef[::-1]
+    intercept, slope = np.polynomial.polynomial.polyfit(x, y, 1)
     left = ((y - intercept - slope * x) ** 2).sum() / ((x - x.mean()) ** 2).sum()
     error = math.sqrt(left / (len(x) - 2)) if len(x) > 2 else math.nan
     return PowerLaw(float(slope), math.exp(intercept), error)
