@@ -126,9 +126,11 @@ def _elsewhere(folder: Path, config: RunConfig, repository: Path) -> list[str]:
     """A sentence where the run was made on another machine or PyTorch, which may round otherwise."""
     run = folder / graph.evaluation_folder(config.lineage, config.seed) / "run.json"
     made, here = read_json(run), environment(config, repository)
+    compared = (("packages", "torch"), *(("hardware", name) for name in ("cpu", "instructions", "gpu")))
     facts = [
-        (name, *(place.get(section, {}).get(name) for place in (made, here)))
-        for section, name in (("packages", "torch"), ("hardware", "cpu"), ("hardware", "gpu"))
+        (name, *(place[section][name] for place in (made, here)))
+        for section, name in compared
+        if name in made.get(section, {})
     ]
     told = [f"{name} {there}, here {now}" for name, there, now in facts if there != now]
     return [f"{run}: made with {'; '.join(told)}; rounding may differ"] if told else []

@@ -111,6 +111,7 @@ def environment(config: RunConfig, root: Path) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "hardware": {
             "cpu": _cpu(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),  # by which torch chooses kernels: AVX2, AVX512
             "cores": os.cpu_count(),
             "gpu": torch.cuda.get_device_name() if config.device == "cuda" else None,
         },
