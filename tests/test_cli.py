@@ -79,6 +79,9 @@ def test_mistakes_are_one_sentence_and_exit_2(project: Path) -> None:
         ("evaluate", "nope"): "recipe 'nope' is missing",
         ("report",): "noisebox evaluate baseline --seed 0",
         ("bench", "--precision", "fp16"): "fp16",
+        ("train", "baseline", "--scale", ""): "--scale '' names nothing; give a name, or leave the option out",
+        ("evaluate", "baseline", "--dataset", ""): "--dataset '' names nothing",
+        ("data", "--dataset", ""): "--dataset '' names nothing",
         ("data", "arial"): "'arial' is no line of research; did you mean 'aerial'?",
     }.items():
         done = run(project, "noisebox", *command, check=False)

@@ -62,11 +62,21 @@ Which = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Train seed.", min=0)]
 
+
+def not_empty(option: typer.CallbackParam, name: str | None) -> str | None:
+    """A name that an option gives; an empty one, such as that of a shell variable not set, would pass for none."""
+    if name == "":
+        raise UserError(f"{option.opts[0]} '' names nothing; give a name, or leave the option out")
+    return name
+
+
 Scale = Annotated[
-    str | None, typer.Option(help="A file of params/scales/, for one try.", show_default="the experiment's")
+    str | None,
+    typer.Option(help="A file of params/scales/, for one try.", show_default="the experiment's", callback=not_empty),
 ]
 Dataset = Annotated[
-    str | None, typer.Option(help="A file of params/datasets/, for one try.", show_default="the scale's")
+    str | None,
+    typer.Option(help="A file of params/datasets/, for one try.", show_default="the scale's", callback=not_empty),
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from noisebox import graph
-from noisebox.cli.app import app, logged, say
+from noisebox.cli.app import app, logged, not_empty, say
 from noisebox.errors import UserError
 
 
@@ -16,7 +16,8 @@ def data(
         list[str] | None, typer.Argument(help="detection, aerial, bev.", show_default="the experiment's")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A file of params/datasets/, for tries, in place of all that.")
+        str | None,
+        typer.Option(help="A file of params/datasets/, for tries, in place of all that.", callback=not_empty),
     ] = None,
 ) -> None:
     """Make or check the datasets of the chosen scale."""
