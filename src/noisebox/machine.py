@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import logging
-import time
 from functools import cache
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ import torch
 
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
+from noisebox.evaluation.measuring import now
 from noisebox.models import Model
 from noisebox.models.winograd import use_winograd
 
@@ -31,13 +31,13 @@ def check_device(config: RunConfig) -> None:
     """Raises UserError where the configuration is for a GPU and there is none; warns of bf16 where it costs time."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError(f"scale {config.scale} has device cuda, but torch sees no GPU; choose a scale with device cpu")
-    if config.device == "cpu" and config.precision == "bf16":
-        warn_of_bf16()
+    warn_of_bf16(config.device, config.precision)
 
 
-def warn_of_bf16() -> None:
+@cache  # so it is said once a process, however many models are made ready
+def warn_of_bf16(device: str, precision: str) -> None:
     """Say so where bf16 products are far slower than fp32 ones: a processor without AVX-512 makes them one by one."""
-    if (times := bf16_slowdown()) > FAR_SLOWER:
+    if device == "cpu" and precision == "bf16" and (times := bf16_slowdown()) > FAR_SLOWER:
         log.warning(
             "precision bf16: this processor takes %.0f times as long for a matrix product as in fp32; "
             "precision fp32 is the faster one here",
@@ -45,7 +45,6 @@ def warn_of_bf16() -> None:
         )
 
 
-@cache
 def bf16_slowdown() -> float:
     """How many times as long as in fp32 a matrix product takes in bf16 on this processor.
 
@@ -56,9 +55,9 @@ def bf16_slowdown() -> float:
         matrix = torch.ones(SIDE, SIDE, dtype=dtype)
         taken = []
         for _ in range(RUNS + 1):  # the first one warms up
-            start = time.perf_counter()
+            started = now("cpu")
             matrix @ matrix
-            taken.append(time.perf_counter() - start)
+            taken.append(now("cpu") - started)
         return min(taken[1:])
 
     threads = torch.get_num_threads()

@@ -65,8 +65,7 @@ def prepare(settings: BenchSettings) -> None:
     """Bring the process into the state of a run; raises UserError when there is no GPU where one is asked for."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is to be seen here; use --device cpu")
-    if settings.device == "cpu" and settings.precision == "bf16":
-        machine.warn_of_bf16()
+    machine.warn_of_bf16(settings.device, settings.precision)
     machine.prepare(settings.threads)
 
 
