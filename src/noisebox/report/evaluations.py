@@ -102,8 +102,15 @@ TRAINING: Columns = {"mode": _text, "step": _count, "loss": number_or_blank}
 
 
 def read_table(path: Path, columns: Columns, delimiter: str = "\t", optional: Columns | None = None) -> pd.DataFrame:
+    """What `read_cells` reads, as a frame."""
+    return pd.DataFrame(read_cells(path, columns, delimiter, optional))
+
+
+def read_cells(
+    path: Path, columns: Columns, delimiter: str = "\t", optional: Columns | None = None
+) -> dict[str, list[Any]]:
     """Read a table whose header holds at least `columns`, each with the function that reads its cells, and maybe the
-    `optional` ones.
+    `optional` ones: by column its values, as many as there are rows.
 
     Columns named AP-<class> are read as AP, IoU-<class> as IoU; others are left out. Raises UserError, naming file,
     line and column, when the file is missing, is no such table, has no rows, or a cell does not fit.
@@ -130,9 +137,7 @@ def read_table(path: Path, columns: Columns, delimiter: str = "\t", optional: Co
     of_class = {name: percentage for name in header if name.startswith((CLASS_PREFIX, IOU_PREFIX))}
     readers = of_class | (optional or {}) | columns
     named_cells = zip(header, zip(*rows, strict=True), strict=True)
-    return pd.DataFrame(
-        {name: _column(path, name, cells, readers[name]) for name, cells in named_cells if name in readers}
-    )
+    return {name: _column(path, name, cells, readers[name]) for name, cells in named_cells if name in readers}
 
 
 def _column(path: Path, name: str, cells: Sequence[str], read: Callable[[str], Any]) -> list[Any]:
@@ -152,31 +157,34 @@ def read_evaluation(
 
     Raises UserError when a row is of another run, or the same run appears twice.
     """
-    table = read_table(path, columns, optional=optional)
+    table = read_cells(path, columns, optional=optional)
     for name, expected in (("run", lineage), ("train_seed", train_seed)):
         strange = next((value for value in table[name] if value != expected), expected)
         if strange != expected:
             raise UserError(f"{path}: column {name!r} says {strange} where the folder says {expected}")
     if "sample_step" not in columns:
-        return table
+        return pd.DataFrame(table)
     names = [name for name in (*RUN, *GUIDANCE, *LOOK) if name in table]
     (row, count), *_ = Counter(zip(*(table[name] for name in names), strict=True)).most_common(1)
     if count > 1:
         twice = ", ".join(f"{name} {value}" for name, value in zip(names, row, strict=True))
         raise UserError(f"{path}: {count} rows for {twice}")
-    return table
+    return pd.DataFrame(table)
 
 
-def read_training(path: Path) -> pd.DataFrame:
-    """A run's training loss, from its training.csv: `step` and `loss` of the rows of mode `train`.
+def read_training(path: Path) -> dict[int, float]:
+    """A run's training loss by step, from its training.csv: of the rows of mode `train`, in their order.
 
     Raises UserError when a step appears twice.
     """
-    table = read_table(path, TRAINING, delimiter=",")
-    losses = table[(table["mode"] == "train") & table["loss"].notna()][["step", "loss"]]
-    repeated = losses["step"][losses["step"].duplicated()]
-    if len(repeated):
-        raise UserError(f"{path}: two rows of mode 'train' for step {repeated.iloc[0]}")
+    table = read_cells(path, TRAINING, delimiter=",")
+    losses: dict[int, float] = {}
+    for mode, step, loss in zip(table["mode"], table["step"], table["loss"], strict=True):
+        if mode != "train" or math.isnan(loss):
+            continue
+        if step in losses:
+            raise UserError(f"{path}: two rows of mode 'train' for step {step}")
+        losses[step] = loss
     return losses
 
 
@@ -213,7 +221,7 @@ class Run:
     train_seed: int
     results: pd.DataFrame
     speed: pd.DataFrame
-    training: pd.DataFrame
+    training: dict[int, float]
     breakdown: Breakdown
     provenance: dict[str, Any]
     iterations: int

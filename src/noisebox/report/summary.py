@@ -203,7 +203,7 @@ def training_curves(runs: Sequence[Run]) -> list[Curve]:
     curves = []
     for run in runs:
         start = iterations_before(run.lineage, run.train_seed, iterations)
-        steps, losses = tuple(run.training["step"]), tuple(run.training["loss"])
+        steps, losses = tuple(run.training), tuple(run.training.values())
         curves.append(Curve(run.lineage, run.train_seed, steps, losses, start))
     return curves
 
