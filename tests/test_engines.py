@@ -33,16 +33,22 @@ def made(by_snakemake: Path, tmp_path: Path) -> Path:
     return shutil.copytree(by_snakemake, tmp_path / "made", symlinks=True)
 
 
-@pytest.fixture
-def clone(made: Path, tmp_path: Path) -> Path:
-    """Another checkout that got everything through git and the remote."""
+@pytest.fixture(scope="module")
+def cloned(by_snakemake: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another checkout that got everything through git and the remote; tests work on copies."""
+    made = shutil.copytree(by_snakemake, tmp_path_factory.mktemp("pushed") / "made", symlinks=True)
     run(made, "git", "add", "-A")
     run(made, "git", "commit", "-qm", "results")
     run(made, "dvc", "push", "-q")
-    clone = tmp_path / "clone"
-    run(tmp_path, "git", "clone", "-q", str(made), str(clone))
+    clone = made.with_name("clone")
+    run(made, "git", "clone", "-q", str(made), str(clone))
     run(clone, "dvc", "pull", "-q")
     return clone
+
+
+@pytest.fixture
+def clone(cloned: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(cloned, tmp_path / "clone", symlinks=True)
 
 
 def test_snakemake_leaves_both_engines_with_nothing_to_do(made: Path) -> None:
@@ -153,10 +159,11 @@ def test_what_is_current_by_time_alone_stays_stale_to_dvc(made: Path) -> None:
 def test_what_was_made_before_a_failure_is_recorded(made: Path) -> None:
     edit_yaml(made / "params/recipes/baseline.yaml", description="other words")
     edit_yaml(made / "params/recipes/finetune.yaml", finetune={"base_lr": 1e30})
-    failed = run(made, "snakemake", "--cores", "1", "--keep-going", check=False)
+    asked = [f"runs/{run}/model_final.pth" for run in ("baseline+finetune/seed0", "baseline/seed1")]
+    failed = run(made, "snakemake", "--cores", "1", "--keep-going", *asked, check=False)
     assert failed.returncode
     left = stale(made)
-    assert {"finetune@baseline-0", "finetune@baseline-1"} <= left
+    assert {"finetune@baseline-0", "evaluate@baseline-1"} <= left
     assert not left & {"smoke@baseline", "train@baseline-0", "train@baseline-1"}
 
 

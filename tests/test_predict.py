@@ -159,6 +159,10 @@ def test_refusals_come_before_the_model_runs(checkpoint: Path, tmp_path: Path, m
         with pytest.raises(UserError, match=rf"{name}\.png cannot be read as an image"):
             predict(checkpoint, folder, tmp_path / "out")
         (folder / f"{name}.png").unlink()
+    (folder / "moved.png").symlink_to(tmp_path / "elsewhere.png")
+    with pytest.raises(UserError, match=r"moved\.png cannot be read as an image \(.*No such file"):
+        predict(checkpoint, folder, tmp_path / "out")
+    (folder / "moved.png").unlink()
     (tmp_path / "nothing").mkdir()
     for place, complaint in ((tmp_path / "nothing", "holds no image"), (tmp_path / "absent", "does not exist")):
         with pytest.raises(UserError, match=complaint):

@@ -218,6 +218,12 @@ def fully_reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what looks at words and numbers alone: drawing takes nearly all of a report's time."""
+    monkeypatch.setattr(summary, "_write_plots", lambda evidence, found, folder: None)
+
+
 # The arithmetic
 
 
@@ -470,6 +476,7 @@ def test_differences_table(fully_reported: Path) -> None:
     assert_corrected(table, "delta")
 
 
+@pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("fixed", [None, 1])
 def test_distillation_table(tmp_path: Path, fixed: int | None) -> None:
     """With the teacher of the student's own train seed, or of one seed for all."""
@@ -608,6 +615,7 @@ def test_outcome_in_numbers_and_verdicts(fully_reported: Path) -> None:
     assert not re.search(r"\b(better|worse|significant|improve|gain|drop)", top.split("\n\n", 2)[2])
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_verdicts_of_clear_effects(tmp_path: Path) -> None:
     """Three train seeds agree: the finetunes' APs are set, and the words at the top and in the tables follow."""
     finetunes = {"baseline+finetune": 1.0, "baseline+up": 9.0, "baseline+down": -9.0}
@@ -636,6 +644,7 @@ def test_verdicts_of_clear_effects(tmp_path: Path) -> None:
     assert "The control is the parent trained on as before, by recipe `finetune`." in rest
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_captions_say_how_far_intervals_reach(tmp_path: Path, fully_reported: Path) -> None:
     two = (fully_reported / "reports/summary.md").read_text()
     told = "With 2 train seeds it has 1 degree of freedom and goes 12.7 standard errors to either side"
@@ -684,6 +693,7 @@ def test_a_protocol_that_is_not_declared(tmp_path: Path, missing: str) -> None:
     assert f"plots/{name}.png" not in text
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_what_the_protocol_does_not_ask_for_is_a_dash_with_its_reason(tmp_path: Path) -> None:
     declared = {"distillation": {**PROTOCOLS["distillation"], "sample_steps": [1]}}
     experiment = an_experiment((*LINEAGES, STUDENT), protocols=declared)
@@ -700,6 +710,7 @@ def test_what_the_protocol_does_not_ask_for_is_a_dash_with_its_reason(tmp_path: 
     )
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_teacher_that_was_asked_under_fewer_eval_seeds_has_no_place_beside_the_student(tmp_path: Path) -> None:
     """The protocol steps asks for the teacher's ten steps under eval seeds 0 and 3, distillation under three."""
     declared = {
@@ -732,6 +743,7 @@ def test_a_protocol_with_nothing_to_show(tmp_path: Path, changed: dict[str, dict
     assert words in (tmp_path / "reports/summary.md").read_text()
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_teacher_that_is_not_the_checkpoint_learned_from_is_told(tmp_path: Path) -> None:
     experiment = a_full_experiment()
     summary.write_report(experiment, evaluated(tmp_path, experiment, {"sha256": "e" * 64}))
