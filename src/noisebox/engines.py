@@ -14,13 +14,14 @@ import networkx
 import yaml
 from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.lock import LockError
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 
 from noisebox import graph
 from noisebox.errors import UserError
 from noisebox.files import discard_folder, read_json, read_yaml, write_text
 
 LONG_AGO = 1_000_000_000  # older than any input, so Snakemake makes it again
+GREEDILY = ("--scheduler", "greedy")  # one job at a time needs no solver of linear programs, which is slow to load
 
 
 class NoRepositoryError(UserError):
@@ -94,7 +95,7 @@ def sync(root: Path) -> list[str]:
     DVC writes restored files with fresh modification times in any order. Current outputs are touched in the graph's
     order and noted in Snakemake's records; outputs of stale stages are dated long ago, so that they are made again.
     """
-    with repository(root) as repo:
+    with repository(root) as repo, lock_repo(repo):  # so that DVC reads its files once
         changed = {name for name, changes in repo.status().items() if not _is_pruned(changes)}
         jobs = _jobs(repo)
         current: list[Any] = []
@@ -110,7 +111,7 @@ def sync(root: Path) -> list[str]:
     if old:
         _snakemake(root, "--cleanup-metadata", *old)  # its exit code complains of files without a record
     if fresh:
-        touched = _snakemake(root, "--touch", "--forceall", "--no-hooks", "--cores", "1", *fresh)
+        touched = _snakemake(root, "--touch", "--forceall", "--no-hooks", "--cores", "1", *GREEDILY, *fresh)
         if touched.returncode:
             raise UserError(f"snakemake could not take over what DVC restored: {' '.join(touched.stderr.split())}")
     said = [f"{len(current)} of {len(jobs)} stages are up to date"]

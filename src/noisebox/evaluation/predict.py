@@ -116,7 +116,8 @@ def runnable(config: RunConfig, batch_size: int) -> RunConfig:
 
 
 def image_files(place: Path) -> list[Path]:
-    """The file, or the image files of a folder by name, those in folders below it left out.
+    """The file, or the image files of a folder by name, links that lead nowhere among them, those in folders below it
+    left out.
 
     Raises UserError when there is nothing of the kind.
     """
@@ -124,7 +125,8 @@ def image_files(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise UserError(f"{place} does not exist; name an image file, or a folder of them")
-    files = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    named = (path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in named if path.is_file() or path.is_symlink())
     if not files:
         raise UserError(f"{place} holds no image; looked for files that end with {', '.join(SUFFIXES)}")
     return files
