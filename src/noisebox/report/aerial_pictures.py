@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw
-from scipy.spatial import cKDTree
 
 from noisebox.errors import UserError
 from noisebox.report.pictures import COLOURS as BRIGHT
@@ -128,6 +127,8 @@ def grid(looks: Looks) -> Image.Image:
 
 def _in_few_colours(picture: Image.Image, exact: Sequence[str]) -> Image.Image:
     """With a palette of the `exact` colours and the TONES that suit the picture best; a pixel takes the nearest."""
+    from scipy.spatial import cKDTree  # slow to import, and of no use where nothing is drawn
+
     tones = np.array(picture.quantize(TONES, dither=Image.Dither.NONE).getpalette(), np.uint8).reshape(-1, 3)
     palette = np.concatenate((np.array([ImageColor.getrgb(name)[:3] for name in exact], np.uint8), tones[:TONES]))
     colours, place = np.unique(np.asarray(picture).reshape(-1, 3), axis=0, return_inverse=True)

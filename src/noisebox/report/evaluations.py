@@ -360,9 +360,10 @@ class _Rows:
 
     def __init__(self, tables: Sequence[pd.DataFrame]) -> None:
         self.table = pd.concat(tables, ignore_index=True)
-        eval_seeds = self.table["eval_seed"] if "eval_seed" in self.table else [None] * len(self.table)
-        ways = (self.table[name] for name in WAY)
-        keys = zip(self.table["run"], self.table["train_seed"], eval_seeds, *ways, strict=True)
+        eval_seeds = self.table["eval_seed"].tolist() if "eval_seed" in self.table else [None] * len(self.table)
+        named = (self.table[name].tolist() for name in ("run", "train_seed"))
+        ways = (self.table[name].tolist() for name in WAY)
+        keys = zip(*named, eval_seeds, *ways, strict=True)
         self.place = {key: row for row, key in enumerate(keys)}
 
     def of(self, taken: Sequence[tuple[Run, Sampling, Sequence[int | None]]], protocol: str) -> pd.DataFrame:
