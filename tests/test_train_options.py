@@ -65,6 +65,12 @@ def test_a_finished_try_is_not_replaced_by_another(here: Path, command_line: Com
     code, _, told = command_line("train", "baseline", "--iters", 2, "--output-dir", "papers")
     assert (code, (here / "papers/work/thesis.txt").read_text()) == (2, "all of it")
     assert "papers holds other files than a run's; name an empty or a new folder with --output-dir" in told
+    options = ("train", "baseline", "--iters", 1, "--start", "elsewhere/model_final.pth")
+    code, _, told = command_line(*options)
+    assert (code, final.read_bytes()) == (2, first)
+    assert "tries/baseline/seed0 holds a finished run, of which parent changed: name another --output-dir" in told
+    assert command_line(*options, "--if-changed", "fresh")[0] == 0 and final.read_bytes() != first
+    assert command_line(*options)[0] == 0
     assert command_line("train", "baseline", "--iters", 2, "--if-changed", "fresh")[0] == 0
     assert load_checkpoint(final)["iteration"] == 2
 

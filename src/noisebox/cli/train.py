@@ -176,7 +176,7 @@ def train(
         if (tried or output_dir) and not profile and if_changed != "fresh":
             from noisebox.training.folder import keep_others
 
-            in_turn(lambda: keep_others(run, task.config))
+            in_turn(lambda: keep_others(run, task.config, start))
 
         if profile:
             from noisebox.training.profiling import WARM_UP, profile_training

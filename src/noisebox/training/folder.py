@@ -18,7 +18,7 @@ from typing import Any
 from noisebox import graph, processes
 from noisebox.config import RunConfig
 from noisebox.errors import UserError
-from noisebox.files import clear_unfinished, only_here, read_yaml, remove_folder, second_name
+from noisebox.files import clear_unfinished, only_here, read_json, read_yaml, remove_folder, second_name, sha256
 from noisebox.training.checkpoint import UnreadableError, load_checkpoint, save_checkpoint
 from noisebox.training.provenance import difference
 
@@ -70,17 +70,20 @@ def _put_into_work(run: Path, paths: list[Path]) -> None:
         second_name(path, run / WORK / path.name)
 
 
-def keep_others(run: Path, config: RunConfig) -> None:
-    """Raises UserError where a finished run of another configuration, or what is no run, lies in `run`."""
+def keep_others(run: Path, config: RunConfig, parent: Path | None) -> None:
+    """Raises UserError where a finished run of another configuration, or that started from another checkpoint than
+    `parent`, or what is no run, lies in `run`."""
     if (
         run.is_dir()
         and any(run.iterdir())
         and not any((run / name).exists() for name in ("run.json", f"{WORK}/{LOCK}", f"{WORK}/config.yaml"))
     ):
         raise UserError(f"{run} holds other files than a run's; name an empty or a new folder with --output-dir")
-    if (run / "config.yaml").exists():
-        now = {"config": config.model_dump(mode="json")}
-        differs = difference({"config": read_yaml(run / "config.yaml")}, now)
+    if (run / "config.yaml").exists() and (parent is None or parent.exists()):  # a missing one is told of later
+        origin = read_json(run / "run.json")["parent"]
+        before = {"config": read_yaml(run / "config.yaml"), "parent": origin and origin["sha256"]}
+        now = {"config": config.model_dump(mode="json"), "parent": parent and sha256(parent)}
+        differs = difference(before, now)
         if differs:
             raise UserError(
                 f"{run} holds a finished run, of which {differs}: name another --output-dir, or add --if-changed fresh "
