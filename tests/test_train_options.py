@@ -75,6 +75,19 @@ def test_a_finished_try_is_not_replaced_by_another(here: Path, command_line: Com
     assert load_checkpoint(final)["iteration"] == 2
 
 
+def test_what_was_trained_on_other_data_is_not_evaluated(here: Path, command_line: CommandLine) -> None:
+    assert command_line("train", "baseline")[0] == 0
+    manifest = here / "data/detection.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content | {"hash": "0" * 64}))
+    code, _, told = command_line("evaluate", "baseline")
+    was = f"trained on 'world_test' with hash {content['hash'][:12]}, but data/detection.json describes 'world_test'"
+    assert code == 2 and f"{was} with hash 000000000000: bring that data back, or train it again with: " in told
+    assert not (here / "evals").exists()
+    manifest.write_text(json.dumps(content))
+    assert command_line("evaluate", "baseline")[0] == 0
+
+
 def test_a_training_starts_from_any_checkpoint_of_weights(here: Path, command_line: CommandLine) -> None:
     model = build_model(resolve("baseline", 7, "test"), 3)
     backbone = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}

@@ -3,7 +3,7 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,8 +23,11 @@ from noisebox.cli.app import (
 )
 from noisebox.cli.launch import Processes, shared
 from noisebox.errors import UserError
-from noisebox.files import discard_folder
+from noisebox.files import discard_folder, read_json
 from noisebox.garbage import left_alone
+
+if TYPE_CHECKING:
+    from noisebox.config import RunConfig
 
 
 @app.command()
@@ -62,9 +65,25 @@ def evaluate(
                 f"{path} was trained at scale {config.scale!r}, but {graph.EXPERIMENT} now says {experiment.scale!r}: "
                 f"train it again with: noisebox train {lineage} --seed {seed}"
             )
+        _check_data(path, config)
         discard_folder(path.with_name(graph.FINISHED))  # an engine that asks for this has noted the training
         evaluate_run(model, config, path, experiment, checkpoint["classes"])
         say(f"{graph.evaluation_of(path.as_posix(), config.lineage, config.seed)}/results.tsv")
+
+
+def _check_data(checkpoint: Path, config: "RunConfig") -> None:
+    """Raises UserError where the dataset is not what the checkpoint was trained on: what goes beside the results would
+    name other data than they are of."""
+    from noisebox.data.catalog import manifest_of, read_manifest
+
+    manifest = manifest_of(config.dataset, graph.line_of(config.family))
+    trained_on, here = read_json(checkpoint.with_name("run.json")).get("data_hash"), read_manifest(Path(), manifest)
+    if trained_on and trained_on != here["hash"]:
+        raise UserError(
+            f"{checkpoint} was trained on {config.dataset!r} with hash {trained_on[:12]}, but {manifest} describes "
+            f"{here['dataset']!r} with hash {here['hash'][:12]}: bring that data back, or train it again with: "
+            f"noisebox train {config.lineage} --seed {config.seed}"
+        )
 
 
 @app.command()
