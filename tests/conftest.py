@@ -25,6 +25,14 @@ PARTS = (
 )
 
 
+# The files whose tests take longest, those first: a worker that begins one at the end leaves the other without work.
+LONGEST = ("test_engines.py", "test_sharing.py", "test_processes.py", "test_overfit.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture
 def toy_family(monkeypatch: pytest.MonkeyPatch) -> None:
     """Family `toy`, whose detector trains in milliseconds, among the families."""

@@ -36,7 +36,7 @@ def bags(table, rows, row_weights, columns, column_weights):
     samples=st.sampled_from([2, 4, 6]),
     channels=st.sampled_from([1, 16, 33]),
 )
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 def test_sums_and_gradients_are_those_of_bags(seed, regions, bins, samples, channels):
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(20, channels, generator=generator).to(DEVICE).requires_grad_()
