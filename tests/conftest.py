@@ -3,7 +3,8 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ PARTS = (
 )
 
 
-# The files whose tests take longest, those first: a worker that begins one at the end leaves the other without work.
-LONGEST = ("test_engines.py", "test_sharing.py", "test_processes.py", "test_overfit.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    """How many threads share a sum is part of its result: what a test sets is not left to the next."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else None
+    yield
+    if torch:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture
