@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CORES ?= all
 BIN := $(VENV)/bin
+INSTALLED := --constraint constraints.txt --editable '.[dev]'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo test faults lint env clean
@@ -30,8 +31,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Noisebox needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	@# pip would compile on one core; some packages hold files that are for newer Pythons.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	@# uv unpacks on all cores, minutes sooner than pip. It does not read pip's configuration, such as a mirror's address.
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(INSTALLED) || \
+	  $(BIN)/python -m pip install --quiet --no-compile $(INSTALLED)
+	@# Neither has compiled on all cores; some packages hold files that are for newer Pythons.
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib src || true
 	@touch $@
 
