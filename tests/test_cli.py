@@ -50,6 +50,23 @@ def test_help_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("ends", "code"), [("sys.exit()", 0), ("sys.exit(130)", 130), ("sys.exit('why')", 1), ("1 / 0", 1)]
+)
+def test_a_process_ends_with_its_code_and_nothing_lost(ends: str, code: int) -> None:
+    """What waits in a pipe's buffer, and what others have put off to the end, come before it."""
+    ended = (
+        "import atexit, sys, noisebox.cli\n"
+        "from noisebox.__main__ import program\n"
+        f"def main(): atexit.register(print, 'put off'); print('said'); {ends}\n"
+        "noisebox.cli.main = main\n"
+        "program()"
+    )
+    done = subprocess.run([sys.executable, "-c", ended], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "said\nput off\n")
+    assert ("why" in done.stderr, "Traceback" in done.stderr) == ("why" in ends, "/" in ends)
+
+
 def test_mistakes_are_one_sentence_and_exit_2(project: Path) -> None:
     for command, sentence in {
         ("train", "nope"): "recipe 'nope' is missing",
