@@ -19,6 +19,7 @@ from noisebox import graph
 from noisebox.config import RunConfig, Sampling, resolve
 from noisebox.config.experiment import BevLine
 from noisebox.data.catalog import prepare_dataset
+from noisebox.errors import UserError
 from noisebox.evaluation import ongoing
 from noisebox.evaluation.bev import evaluate, measure
 from noisebox.evaluation.ongoing import Ongoing
@@ -159,6 +160,17 @@ def test_maps_shown_are_those_of_the_evaluation(project: Path, command_line: Com
     (other,) = read_maps(Path("other/diffbev.npz")).samples
     assert len(np.unique(other.predicted)) > 2
     assert not np.array_equal(other.predicted, every[3].predicted)
+
+
+def test_damaged_weights_are_told_with_the_image(project: Path) -> None:
+    model, config, _ = load_model(Path(graph.checkpoint("lss", 0)))
+    with torch.no_grad():
+        next(model.head.parameters()).view(-1)[0] = torch.nan
+    split = BevTask(config).val
+    with pytest.raises(
+        UserError, match=rf"lss, .*: scores of a map's cells are not finite.*image {split.frames[0].stem}, 1"
+    ):
+        measure(model, split, config, {Sampling(steps=1): [0]})
 
 
 def test_a_measurement_goes_on_to_the_same_counts_and_maps(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from noisebox.evaluation.detection import coco_metrics
 from noisebox.evaluation.ongoing import Ongoing, facts_of, place_in
 from noisebox.evaluation.protocol import COUNTED, Measurement, counted, measure
 from noisebox.files import sha256
-from noisebox.models import Detector
+from noisebox.models import Detector, build_model
 from noisebox.progress import Progress
 from noisebox.randomness import numpy_generator
 from noisebox.report import evaluations
@@ -136,6 +136,30 @@ def test_what_is_not_finite_is_told_with_its_image(split: CocoSplit, config: Run
         UserError, match=rf"^baseline, train seed 3: scores or boxes are not finite numbers \({where}\): "
     ):
         measure(detector, split, config, ASKED)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "part", "value"),
+    [
+        ("baseline", "bboxes_delta.bias", torch.nan),
+        ("baseline", "bboxes_delta.bias", torch.inf),
+        ("baseline", "class_logits.bias", torch.nan),
+        ("detr", "bbox_predictor", torch.nan),
+        ("detr", "class_labels_classifier", torch.nan),
+        ("yolc", "coarse.bias", torch.nan),
+        ("yolc", "refine.change.bias", torch.nan),
+        ("yolc", "heatmap", torch.nan),
+    ],
+)
+def test_damaged_weights_are_no_images_without_objects(split: CocoSplit, recipe: str, part: str, value: float) -> None:
+    """Whatever compares nan finds that it is not so, whether a box has an area or a score is high enough."""
+    config = resolve(recipe, 0, "test")
+    model = build_model(config, len(CLASSES))
+    with torch.no_grad():
+        _, damaged = [each for each in model.named_parameters() if part in each[0]][-1]
+        damaged.view(-1)[0] = value
+    with pytest.raises(UserError, match="scores or boxes are not finite numbers"):
+        measure(model, split, config, {ONE: [0]})
 
 
 def test_features_are_computed_once_an_image(split: CocoSplit, config: RunConfig) -> None:

@@ -21,7 +21,7 @@ from noisebox.config.experiment import BevLine
 from noisebox.data.bev import BevSplit
 from noisebox.data.bev_loader import BevSamples, depth_folder, evaluation_batches
 from noisebox.evaluation.evidence import check_classes, check_fit, write_evidence
-from noisebox.evaluation.measuring import Asked, asked_of, timed_pass
+from noisebox.evaluation.measuring import Asked, asked_of, check_finite, timed_pass
 from noisebox.evaluation.ongoing import Ongoing
 from noisebox.evaluation.segmentation import (
     Counts,
@@ -68,13 +68,19 @@ def measure(
 ) -> Measurement:
     """Evaluate a model in every way asked on the images at `places` of a split, by default all; the maps of those
     `pictured` are kept. Each process takes a share of the batches, and all get the whole. The model is left in the mode
-    it came in. What is `ongoing` is gone on with."""
+    it came in. What is `ongoing` is gone on with.
+
+    Raises UserError naming the image when a map's scores are not finite: weights are damaged, or fp16 overflowed.
+    """
     keys = [(seed, sampling) for sampling, eval_seeds in asked.items() for seed in eval_seeds]
     labels = config.model.labels
     names = predicted_names(split.classes, labels)
     measured = Measurement({key: np.zeros((256, len(names)), np.int64) for key in keys}, maps={key: {} for key in keys})
 
     def keep(batch: BevBatch, sampling: Sampling, logits: Tensor) -> None:
+        for image_id, of_image in zip(batch.image_ids, logits.unbind(1), strict=True):
+            where = f"image {split.frames[image_id].stem}, {sampling.steps} steps"
+            check_finite([of_image], config, "scores of a map's cells", where)
         for seed, predicted in zip(asked[sampling], logits.argmax(2).cpu(), strict=True):
             measured.counts[seed, sampling] += pixel_counts(predicted, batch.labels, len(names))
             for image_id, map_ in zip(batch.image_ids, predicted, strict=True):

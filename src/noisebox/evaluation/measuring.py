@@ -9,6 +9,7 @@ import torch
 
 from noisebox import processes
 from noisebox.config import RunConfig, Sampling
+from noisebox.errors import UserError
 from noisebox.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,6 +28,15 @@ def asked_of(model: "Model", asked: Asked) -> Asked:
 def autocast(device: str, precision: str) -> torch.autocast:
     """The mixed-precision context of a run: bf16 or fp16 products, or nothing for fp32."""
     return torch.autocast(device, dtype=PRECISIONS.get(precision, torch.bfloat16), enabled=precision in PRECISIONS)
+
+
+def check_finite(found: Iterable[torch.Tensor], config: RunConfig, what: str, where: str) -> None:
+    """Raises UserError where a number that a model gave is not finite: weights are damaged, or fp16 overflowed."""
+    if not all(values.isfinite().all() for values in found):
+        raise UserError(
+            f"{config.lineage}, train seed {config.seed}: {what} are not finite numbers ({where}): "
+            f"its weights are damaged, or too large for precision {config.precision}"
+        )
 
 
 def now(device: str) -> float:

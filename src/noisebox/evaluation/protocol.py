@@ -15,9 +15,8 @@ from noisebox import processes
 from noisebox.config import RunConfig, Sampling
 from noisebox.data.coco import CocoSplit, Federated
 from noisebox.data.loader import evaluation_batches
-from noisebox.errors import UserError
 from noisebox.evaluation.detection import DetectionMetrics, coco_metrics
-from noisebox.evaluation.measuring import Asked, timed_pass
+from noisebox.evaluation.measuring import Asked, check_finite, timed_pass
 from noisebox.evaluation.ongoing import Ongoing
 from noisebox.progress import Progress
 from noisebox.structures import Batch, Detections
@@ -62,7 +61,9 @@ def measure(
         for seed, found in zip(asked[sampling], by_seed, strict=True):
             of_image = zip(batch.image_ids, found, strict=True)
             for image, each in of_image:
-                own = _finite(each.cpu(), config, f"image {image}, {sampling.steps} steps, eval seed {seed}")
+                own = each.cpu()
+                where = f"image {image}, {sampling.steps} steps, eval seed {seed}"
+                check_finite([own.scores, own.boxes_xyxy], config, "scores or boxes", where)
                 kept = judged(own, split.federated, image) if split.federated else counted(own)
                 measured.detections[seed, sampling][image] = kept
 
@@ -81,15 +82,6 @@ def measure(
         measured.detections[key] = _of_all(measured.detections[key])
         measured.metrics[key] = coco_metrics(split, measured.detections[key])
     return measured
-
-
-def _finite(found: Detections, config: RunConfig, where: str) -> Detections:
-    if not (found.scores.isfinite().all() and found.boxes_xyxy.isfinite().all()):
-        raise UserError(
-            f"{config.lineage}, train seed {config.seed}: scores or boxes are not finite numbers ({where}): "
-            f"its weights are damaged, or too large for precision {config.precision}"
-        )
-    return found
 
 
 def _of_all(found: dict[int, Detections]) -> dict[int, Detections]:

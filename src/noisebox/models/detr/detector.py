@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import box_convert, clip_boxes_to_image
+from torchvision.ops import box_convert
 from transformers import DetrConfig as TransformersConfig
 from transformers import DetrForObjectDetection, ResNetConfig
 
@@ -14,6 +14,7 @@ from noisebox.config.detr import DetrConfig, DetrLossConfig
 from noisebox.errors import UserError
 from noisebox.models import Detector, size_monitors
 from noisebox.models.backbone import STRIDES, FeatureMaps
+from noisebox.models.clipping import clipped
 from noisebox.models.detr.criterion import Objects, Output, set_prediction_loss
 from noisebox.structures import Batch, Detections
 
@@ -139,7 +140,7 @@ def _in_their_words(config: DetrConfig, num_classes: int) -> TransformersConfig:
 
 def _ranked(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, size_hw: list[int]) -> Detections:
     """One image's boxes clipped to it, those left without an area dropped, in falling order of score."""
-    boxes_xyxy = clip_boxes_to_image(boxes_xyxy, (size_hw[0], size_hw[1]))
+    boxes_xyxy, has_area = clipped(boxes_xyxy, boxes_xyxy.new_tensor(size_hw).flip(0).repeat(2))
     order = scores.argsort(descending=True, stable=True)
-    kept = order[(boxes_xyxy[order, 2:] > boxes_xyxy[order, :2]).all(-1)]
+    kept = order[has_area[order]]
     return Detections(boxes_xyxy[kept], scores[kept], labels[kept])

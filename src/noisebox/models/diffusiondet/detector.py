@@ -13,6 +13,7 @@ from noisebox.diffusion.sampler import NO_QUALITY_HEAD, Denoise, Prediction, Row
 from noisebox.errors import UserError
 from noisebox.models import NO_CROPS, Detector
 from noisebox.models.backbone import Backbone
+from noisebox.models.clipping import clipped
 from noisebox.models.diffusiondet.criterion import set_prediction_loss
 from noisebox.models.diffusiondet.distillation import check_teacher, consistency_terms, sampler_terms
 from noisebox.models.diffusiondet.head import DynamicHead, HeadOutput, box_monitors
@@ -214,6 +215,5 @@ def restored(found: Sequence[ScoredBoxes], image_whwh: Tensor, original_whwh: Te
 
 def _restore(found: ScoredBoxes, image_whwh: Tensor, original_whwh: Tensor) -> Detections:
     """Boxes brought to the stored image's pixels and clipped to it; those left without an area are dropped."""
-    boxes = (found.boxes_xyxy * (original_whwh / image_whwh)).clamp(min=0).minimum(original_whwh)
-    kept = (boxes[:, 2:] > boxes[:, :2]).all(-1)
+    boxes, kept = clipped(found.boxes_xyxy * (original_whwh / image_whwh), original_whwh)
     return Detections(boxes[kept], found.scores[kept], found.labels[kept])

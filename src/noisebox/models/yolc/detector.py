@@ -5,12 +5,13 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import batched_nms
 
 from noisebox.config import Sampling, Section
 from noisebox.config.yolc import YolcConfig, YolcDistillConfig, YolcLossConfig
 from noisebox.errors import UserError
 from noisebox.models import Detector, size_monitors
+from noisebox.models.clipping import clipped
 from noisebox.models.yolc.crops import Crops, cut
 from noisebox.models.yolc.decode import cells_of
 from noisebox.models.yolc.distillation import check_teacher, distillation_terms
@@ -158,10 +159,11 @@ class Yolc(Detector):
 def fuse(parts: Sequence[Detections], size_hw: tuple[int, int], config: YolcConfig) -> Detections:
     """Detections of one image put together: clipped to it, and of those of one class that overlap by more than
     `nms_threshold` only the best; at most `max_detections`, in falling order of score."""
-    boxes_xyxy = clip_boxes_to_image(torch.cat([part.boxes_xyxy for part in parts]), size_hw)
+    boxes_xyxy = torch.cat([part.boxes_xyxy for part in parts])
+    boxes_xyxy, has_area = clipped(boxes_xyxy, boxes_xyxy.new_tensor(size_hw).flip(0).repeat(2))
     scores = torch.cat([part.scores for part in parts])
     labels = torch.cat([part.labels for part in parts])
-    real = ((boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(-1) & (scores > 0)).nonzero()[:, 0]
+    real = (has_area & ~(scores <= 0)).nonzero()[:, 0]
     best = batched_nms(boxes_xyxy[real], scores[real], labels[real], config.nms_threshold)
     kept = real[best[: config.max_detections]]
     return Detections(boxes_xyxy[kept], scores[kept], labels[kept])
@@ -177,5 +179,5 @@ def _drawn(regions: Tensor, share: float, seed: int, step: int, image_id: int) -
 def _restore(found: Detections, size_hw: Tensor, original_hw: Tensor) -> Detections:
     """Boxes in pixels of the resized image, brought to those of the stored one and clipped to it."""
     scale = (original_hw / size_hw).flip(-1).repeat(2)
-    boxes_xyxy = clip_boxes_to_image(found.boxes_xyxy * scale, tuple(original_hw.tolist()))
+    boxes_xyxy, _ = clipped(found.boxes_xyxy * scale, original_hw.flip(-1).repeat(2).to(scale))
     return Detections(boxes_xyxy, found.scores, found.labels)

@@ -101,7 +101,8 @@ class Refinement(nn.Module):
         """
         (height, width), count = features.shape[-2:], boxes_xyxy.shape[1]
         side = torch.arange(TAPS, device=features.device) - TAPS // 2
-        offsets = sampling_places(boxes_xyxy) - torch.cartesian_prod(side, side)
+        # The operator reads anywhere in memory at nan; such boxes are told of by the loss, or the evaluation.
+        offsets = sampling_places(boxes_xyxy.nan_to_num()) - torch.cartesian_prod(side, side)
         offsets[..., 1] -= torch.arange(count, device=features.device)[:, None]
         offsets = F.pad(offsets.permute(0, 2, 3, 1).flatten(1, 2), (0, width - count))[:, :, None]
         with torch.autocast(features.device.type, enabled=False):
