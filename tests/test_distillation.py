@@ -227,6 +227,17 @@ def test_supervision_adds_the_weighted_loss_against_ground_truth(kind: str) -> N
         assert all(whole[name].item() == pytest.approx(plain[name].item()) for name in added)
 
 
+@pytest.mark.parametrize("kind", ["consistency", "sampler"])
+def test_supervision_holds_the_attention_to_ground_truth_where_the_loss_asks_for_it(kind: str) -> None:
+    batch, config = make_batch([1, 2]), DistillConfig(kind=kind, supervision=0.5)
+    teacher, student = make_detector(seed=1).eval(), make_detector().train()
+    plain = student.distil(teacher, batch, 0, 0, config)
+    student.loss = student.loss.model_copy(update={"graph_topo_loss_weight": 3.0})
+    asked = student.distil(teacher, batch, 0, 0, config)
+    assert set(asked) - set(plain) == {"loss_graph"} and asked["loss_graph"] > 0
+    assert all(asked[name].item() == pytest.approx(plain[name].item(), rel=1e-5) for name in plain)
+
+
 @pytest.mark.parametrize("config", [CONSISTENCY, DistillConfig(kind="sampler", teacher_steps=3)])
 def test_the_teacher_stays_as_it_is(config: DistillConfig) -> None:
     run = small_config(distill=config, ema_decay=0.5)

@@ -6,6 +6,7 @@ distillation).
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,8 +62,9 @@ def sampler_terms(
     the student's steps. Gradients stay within a step. With `supervision`, also the loss against ground truth."""
     keys = [RowKey(seed_of(seed, "distillation", step), image_id) for image_id in batch.image_ids]
     lesson = taught(teacher, batch, keys, config.teacher_steps)
+    want_attention = config.supervision > 0 and student.loss.graph_topo_loss_weight > 0
     sums: dict[str, Tensor] = {}
-    for output in _trajectory(student, batch, keys, config.student_steps):
+    for output in _trajectory(student, batch, keys, config.student_steps, want_attention):
         terms = _terms("sampler_distill", student, output, lesson, batch, config)
         sums = {name: sums.get(name, 0) + term / config.student_steps for name, term in terms.items()}
     return sums
@@ -76,7 +78,9 @@ def taught(teacher: "DiffusionDet", batch: Batch, keys: list[RowKey], steps: int
     return lesson
 
 
-def _trajectory(detector: "DiffusionDet", batch: Batch, keys: list[RowKey], steps: int) -> Iterator[HeadOutput]:
+def _trajectory(
+    detector: "DiffusionDet", batch: Batch, keys: list[RowKey], steps: int, want_attention: bool = False
+) -> Iterator[HeadOutput]:
     """What all stages of a detector's head say at each step of sampling without renewal and new noise."""
     sampler = BoxSampler(detector.diffusion, DETERMINISTIC, detector.config.num_proposals, detector.labels)
     image_whwh = batch.image_whwh
@@ -86,7 +90,8 @@ def _trajectory(detector: "DiffusionDet", batch: Batch, keys: list[RowKey], step
     def keep(output: HeadOutput) -> None:
         latest[:] = [output]
 
-    denoise = detector.denoiser(detector.encode(batch), every_image, image_whwh, keep)
+    head = partial(detector.head, want_attention=want_attention)
+    denoise = detector.denoiser(detector.encode(batch), every_image, image_whwh, keep, head)
     for _ in sampler.trajectory(denoise, keys, image_whwh, Sampling(steps=steps)):
         yield latest[0]
 
