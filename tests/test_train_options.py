@@ -75,6 +75,17 @@ def test_a_finished_try_is_not_replaced_by_another(here: Path, command_line: Com
     assert load_checkpoint(final)["iteration"] == 2
 
 
+@pytest.mark.parametrize(
+    "mistake", [("--start", "nowhere.pth"), ("--start", "params"), ("--set", "model.backbone=resnet19")]
+)
+def test_what_was_refused_leaves_its_folder_to_the_next(
+    here: Path, command_line: CommandLine, mistake: tuple[str, str]
+) -> None:
+    for place in ((), ("--output-dir", "elsewhere")):
+        assert command_line("train", "baseline", "--iters", 1, *mistake, *place)[0] == 2
+        assert command_line("train", "baseline", "--iters", 1, *place)[0] == 0
+
+
 def test_what_was_trained_on_other_data_is_not_evaluated(here: Path, command_line: CommandLine) -> None:
     assert command_line("train", "baseline")[0] == 0
     manifest = here / "data/detection.json"

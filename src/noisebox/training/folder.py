@@ -75,7 +75,7 @@ def keep_others(run: Path, config: RunConfig, parent: Path | None) -> None:
     `parent`, or what is no run, lies in `run`."""
     if (
         run.is_dir()
-        and any(run.iterdir())
+        and any(not path.is_dir() for path in run.rglob("*"))  # a training that was refused leaves an empty work/
         and not any((run / name).exists() for name in ("run.json", f"{WORK}/{LOCK}", f"{WORK}/config.yaml"))
     ):
         raise UserError(f"{run} holds other files than a run's; name an empty or a new folder with --output-dir")
