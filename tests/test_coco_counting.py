@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,15 @@ def test_pycocotools_counts_the_same(seed: int, capfd: pytest.CaptureFixture[str
     present = [value for value in metrics.per_class.values() if not math.isnan(value)]
     assert metrics.ap == pytest.approx(np.mean(present), abs=1e-9), "the absent class is left out of the mean"
     assert 5 < metrics.ap < 95
+
+
+def test_ids_that_a_float_would_take_for_one_another_count_alike() -> None:
+    generator, first = np.random.default_rng(3), 2**53
+    split = random_split(generator)
+    images = tuple(replace(record, id=first + place) for place, record in enumerate(split.images))
+    split = replace(split, images=images, category_ids=tuple(first + identity for identity in CATEGORY_IDS))
+    detections = random_detections(generator, split)
+    assert_equal(coco_metrics(split, detections), *judged(split, to_coco_results(split, detections)))
 
 
 def test_the_order_of_images_does_not_matter() -> None:
