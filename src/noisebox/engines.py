@@ -124,7 +124,8 @@ def _jobs(repo: Repo) -> list[Any]:
 
 
 def _outputs(stage: Any, root: Path) -> set[str]:
-    return {Path(out.fs_path).resolve().relative_to(root.resolve()).as_posix() for out in stage.outs}
+    """Paths below `root`, as they are called: a file, or a folder on the way, may be a link to elsewhere."""
+    return {Path(os.path.relpath(out.fs_path, root.resolve())).as_posix() for out in stage.outs}
 
 
 def _present(stage: Any, root: Path) -> set[str]:
