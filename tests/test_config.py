@@ -1,5 +1,6 @@
 """The configuration: precedence, lineages folded, and mistakes told in one sentence."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,8 @@ OVERRIDE_MISTAKES: dict[str, dict[str, object]] = {
     "overrides: precision fp16 needs device cuda; on cpu use bf16 or fp32": {"precision": "fp16"},
     "override 'precision': input should be 'fp32', 'bf16' or 'fp16', not 'half'": {"precision": "half"},
     "override 'image.crop': must be a section of likely, short_edges, least, most, not 0.5": {"image__crop": 0.5},
+    "override 'image': flip must be a number, not True": {"image__flip": True},
+    "overrides of solver: their keys must be words": {"solver": {1: 2}},
     "override 'seed': seed says what a run is, and cannot be overridden": {"seed": 3},
     "override 'solver' is a section: name one of its keys, as in solver.base_lr": {"solver": 3},
     "override 'distill.kind': recipe 'baseline' does not distil": {"distill__kind": "consistency"},
@@ -294,6 +297,12 @@ MISTAKES = {
         "model": {"hidden_dim": 30, "attention_heads": 4}
     },
     "recipes/baseline.yaml: family 'diffusiondt' is unknown; these are: diffusiondet": {"family": "diffusiondt"},
+    "recipes/baseline.yaml: loss.giou_weight: input should be greater than or equal to 0, not -2": {
+        "loss": {"giou_weight": -2}
+    },
+    "recipes/baseline.yaml: loss.class_weight: input should be a finite number": {"loss": {"class_weight": math.inf}},
+    "recipes/baseline.yaml: solver: max_iter must be a number, not True": {"solver": {"max_iter": True}},
+    "recipes/baseline.yaml: solver: decay_at must be a number, not [0.5, True]": {"solver": {"decay_at": [0.5, True]}},
     "recipes/baseline.yaml: key 'desciption' does not exist; did you mean 'description'?": {"desciption": "typo"},
 }
 
@@ -357,6 +366,7 @@ EXPERIMENT_MISTAKES: dict[str, dict[str, object]] = {
         "protocols__main__sample_step": [1]
     },
     "key 'evaluation' does not exist; did you mean": {"evaluation": {"eval_seeds": [0]}},
+    "train_seeds must be a number, not [True]": {"train_seeds": [True]},
 }
 
 
@@ -369,6 +379,37 @@ def test_mistakes_in_the_experiment_are_one_sentence(params: Path, sentence: str
         load_experiment(params)
     assert sentence in str(caught.value) and "experiment.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["tuned", "detr", "ablations", "pictures.images", "bev.protocol", "aerial.crops"])
+def test_what_the_engines_read_must_be_in_the_experiment(params: Path, key: str) -> None:
+    path = params / "params/experiment.yaml"
+    content = yaml.safe_load(path.read_text())
+    *sections, last = key.split(".")
+    del (content[sections[0]] if sections else content)[last]
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=rf"experiment.yaml: key '{key}' is missing, which both engines read"):
+        load_experiment(params)
+
+
+SCALE_MISTAKES: dict[str, dict[str, Any]] = {
+    "losses.lss is no family; these are: diffusiondet": {"losses": {"lss": {}}},
+    "families.bev.models.los is no recipe and no family": {"families": {"bev": {"models": {"los": {}}}}},
+    "families.bev.lengths: recipe 'los' is missing": {"families": {"bev": {"lengths": {"los": 2}}}},
+    "families.bev.datasets has no effect there": {"families": {"bev": {"datasets": {}}}},
+    "datasets.lvis_v1.losses.diffusion_det is no family": {"datasets": {"lvis_v1": {"losses": {"diffusion_det": {}}}}},
+    "datasets.lvis_v1.families must be a section of families, not [1]": {"datasets": {"lvis_v1": {"families": [1]}}},
+    "datasets.lvis_v1.families.detr must be a section": {"datasets": {"lvis_v1": {"families": {"detr": 5}}}},
+}
+
+
+@pytest.mark.parametrize("sentence", SCALE_MISTAKES)
+def test_mistakes_anywhere_in_a_scale_are_one_sentence(params: Path, sentence: str) -> None:
+    path = params / "params/scales/test.yaml"
+    write(params, "params/scales/test.yaml", merged(yaml.safe_load(path.read_text()), SCALE_MISTAKES[sentence]))
+    with pytest.raises(UserError) as caught:
+        load_scale("test", params)
+    assert f"test.yaml: {sentence}" in str(caught.value)
 
 
 TEACHER_MISTAKES: dict[str, tuple[str, dict[str, object]]] = {

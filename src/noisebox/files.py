@@ -177,8 +177,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises UserError when the file is missing, is no YAML, or holds something other than a mapping.
     """
-    content = _parsed(path, "YAML", lambda text: deepcopy(_yaml(text)))
+    content = _parsed(path, "YAML", parsed_yaml)
     return {} if content is None else _mapping(path, content)
+
+
+def parsed_yaml(text: str) -> Any:
+    """What a YAML text says; a key that comes twice is an error. Raises yaml.YAMLError or ValueError."""
+    return deepcopy(_yaml(text))
 
 
 @lru_cache

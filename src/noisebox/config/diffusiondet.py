@@ -121,9 +121,9 @@ class LossConfig(Section):
     probabilistic two-stage detection) has the classification loss count some classes alone, for datasets of many.
     """
 
-    class_weight: float = 2.0
-    l1_weight: float = 5.0
-    giou_weight: float = 2.0
+    class_weight: NotNegative = 2.0
+    l1_weight: NotNegative = 5.0
+    giou_weight: NotNegative = 2.0
     focal_alpha: Fraction = 0.25
     focal_gamma: NotNegative = 2.0
     cls_loss: Literal["focal", "qfl"] = "focal"

@@ -7,7 +7,7 @@ keys such as `solver.base_lr`, over all. What a scale says of a recipe's model b
 a search found best for the recipe, over both, as it did in the search.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,34 @@ from noisebox.config.run import (
 )
 from noisebox.config.section import Section, check_overrides, check_section, first_complaint, merged, which_exist
 from noisebox.errors import UserError, what_fits
-from noisebox.files import read_yaml
+from noisebox.files import parsed_yaml, read_yaml
 
 # Who a run is, and who teaches it, is no setting of it.
 NOT_OVERRIDDEN = ("lineage", "seed", "scale", "family")
 OF_SCALE = ("dataset", "device", "precision", "threads", "workers", "eval_batch_size", "smoke")
 SECTIONS_OF_A_RUN = ("image", "model", "loss", "solver", "smoke", "distill")
+NOT_READ = ("detr.searches",)  # by the engines, which have no stage for it
 NOT_OVERRIDDEN_WITHIN = ("distill.enable", "distill.teacher", "distill.teacher_seed")
 
 
 def load_experiment(root: Path = Path()) -> ExperimentConfig:
-    """Read and check `params/experiment.yaml`; UserError names the key and what fits."""
+    """Read and check `params/experiment.yaml`; UserError names the key and what fits. All keys must be there but those
+    that are null by default, and NOT_READ: the engines read the file themselves, and know of no default."""
     path = root / graph.EXPERIMENT
-    return check_section(ExperimentConfig, read_yaml(path), path)
+    content = read_yaml(path)
+    experiment = check_section(ExperimentConfig, content, path)
+    if missing := next((key for key in _left_out(experiment, content) if key not in NOT_READ), None):
+        raise UserError(f"{path}: key {missing!r} is missing, which both engines read; without any it is {{}} or []")
+    return experiment
+
+
+def _left_out(section: Section, content: dict[str, Any]) -> Iterator[str]:
+    """The keys, with those above them, that a file leaves to their defaults, other than null."""
+    for key, value in section:
+        if value is not None and key not in content:
+            yield key
+        elif isinstance(value, Section):
+            yield from (f"{key}.{within}" for within in _left_out(value, content[key]))
 
 
 def load_scale(name: str, root: Path = Path()) -> ScaleConfig:
@@ -52,10 +67,8 @@ def load_scale(name: str, root: Path = Path()) -> ScaleConfig:
     if not path.exists():
         raise UserError(f"scale {name!r} is unknown; {which_exist(root / graph.scale_file(Path(name).name))}")
     scale = check_section(ScaleConfig, read_yaml(path), path)
-    for name in scale.models:
-        if name not in SECTIONS and not (root / graph.recipe_file(name)).exists():
-            raise UserError(f"{path}: models.{name} is no recipe and no family; families are: {', '.join(SECTIONS)}")
-    _check_families(scale.families, scale, path, "families")
+    _check_names(scale, path, "", root)
+    _check_families(scale.families, scale, path, "families", root)
     for name, other in scale.datasets.items():
         within = f"datasets.{name}"
         if not (root / graph.dataset_file(name)).exists():
@@ -63,8 +76,8 @@ def load_scale(name: str, root: Path = Path()) -> ScaleConfig:
         if "dataset" in other:
             raise UserError(f"{path}: {within}.dataset: what is under {within} is of that dataset; take the key out")
         general = {key: value for key, value in other.items() if key != "families"}
-        _check_families({"": general}, scale, path, within)
-        _check_families(other.get("families", {}), scale, path, f"{within}.families")
+        _check_families({"": general}, scale, path, within, root)
+        _check_families(other.get("families", {}), scale, path, f"{within}.families", root)
     for family in SECTIONS:
         line, own = graph.line_of(family), _scale_of(scale, path, family).dataset
         if own != scale.dataset_of(line):
@@ -72,9 +85,20 @@ def load_scale(name: str, root: Path = Path()) -> ScaleConfig:
                 f"{path}: family {family} has dataset {own!r}, but the line {line} has {scale.dataset_of(line)!r}: "
                 "give all families of a line the same"
             )
-    for lineage in scale.lengths:
-        _named(lineage, path, "lengths", root)
     return scale
+
+
+def _check_names(scale: ScaleConfig, path: Path, within: str, root: Path) -> None:
+    """Raises UserError where a scale, or what it says under `within`, names what there is not: it would not count."""
+    families = ", ".join(SECTIONS)
+    for name in scale.models:
+        if name not in SECTIONS and not (root / graph.recipe_file(name)).exists():
+            raise UserError(f"{path}: {within}models.{name} is no recipe and no family; families are: {families}")
+    for name in scale.losses:
+        if name not in SECTIONS:
+            raise UserError(f"{path}: {within}losses.{name} is no family; these are: {families}")
+    for lineage in scale.lengths:
+        _named(lineage, path, f"{within}lengths", root)
 
 
 def _scale_of(scale: ScaleConfig, path: Path, family: str, dataset: str | None = None) -> ScaleConfig:
@@ -86,13 +110,21 @@ def _scale_of(scale: ScaleConfig, path: Path, family: str, dataset: str | None =
         raise UserError(f"{path}: of family {family}: {where}{': ' if where else ''}{complaint}") from None
 
 
-def _check_families(others: dict[str, Any], scale: ScaleConfig, path: Path, within: str) -> None:
+def _check_families(others: Any, scale: ScaleConfig, path: Path, within: str, root: Path) -> None:
     """Check what a scale says of families, by their names, under the key `within`; of none in particular under ""."""
+    if not isinstance(others, dict):
+        raise UserError(f"{path}: {within} must be a section of families, not {others!r}")
     for family, other in others.items():
         where = f"{within}.{family}" if family else within
         if family and family not in SECTIONS:
             raise UserError(f"{path}: {where} is no family; these are: {', '.join(SECTIONS)}")
-        check_section(ScaleConfig, {"dataset": scale.dataset, **other}, path, where)
+        if not isinstance(other, dict):
+            raise UserError(f"{path}: {where} must be a section of a scale's keys, not {other!r}")
+        for key in ("families", "datasets"):
+            if key in other:
+                raise UserError(f"{path}: {where}.{key} has no effect there: {key} stands at the top of a scale")
+        own = check_section(ScaleConfig, {"dataset": scale.dataset, **other}, path, where)
+        _check_names(own, path, f"{where}.", root)
         for key in ("solver", "finetune"):
             check_section(SolverConfig, other.get(key, {}), path, f"{where}.{key}")
 
@@ -378,7 +410,7 @@ def overrides_of(settings: Sequence[str]) -> dict[str, Any]:
         if key in overrides:
             raise UserError(f"override {key!r} is given twice")
         try:
-            overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            overrides[key] = parsed_yaml(value)
+        except (yaml.YAMLError, ValueError):  # such as a date in a month that there is not
             raise UserError(f"override {key!r}: {value!r} is not valid YAML") from None
     return overrides

@@ -1,9 +1,9 @@
 """What every part of the configuration is: a checked section whose faults are told by file, key and what fits."""
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from noisebox.errors import UserError, what_fits
 
@@ -15,9 +15,26 @@ AboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values never change after validation."""
+    """A part of the configuration: unknown keys are errors, values never change after validation. No number is
+    infinite, and none is given as true or false, which YAML has for yes and no as well."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(key)
+            kinds = _kinds(field.annotation) if field else set()
+            given = value if isinstance(value, list | tuple) else [value]
+            if kinds & {int, float} and bool not in kinds and any(isinstance(each, bool) for each in given):
+                raise ValueError(f"{key} must be a number, not {value!r}")
+        return values
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """What an annotation is made of, such as of list[int] | None: list, int and None's type."""
+    return {get_origin(annotation) or annotation}.union(*map(_kinds, get_args(annotation)))
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -50,6 +67,8 @@ def check_overrides(section: type[SectionT], values: dict[str, Any], within: str
         key, complaint = first_complaint(section, error, within)
         named = f"override {key!r}" if key else "overrides"
         raise UserError(f"{named}{' ' if complaint.startswith(ABOUT_KEYS) else ': '}{complaint}") from None
+    except TypeError:
+        raise UserError(f"overrides{' of ' + within if within else ''}: their keys must be words") from None
 
 
 ABOUT_KEYS = ("does not exist", "is missing")

@@ -97,7 +97,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception:  # any bytes may stand in the file, and any error may come of them
         state = None
     if not isinstance(state, dict):
-        raise UserError(f"{path} is damaged or is no checkpoint of tensors and plain values; delete it and run again")
+        raise UserError(
+            f"{path} is damaged or is no checkpoint of tensors and plain values; name one, or, where a stage made it, "
+            "delete it and run again"
+        )
     return state
 
 

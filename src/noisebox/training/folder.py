@@ -79,7 +79,7 @@ def keep_others(run: Path, config: RunConfig, parent: Path | None) -> None:
         and not any((run / name).exists() for name in ("run.json", f"{WORK}/{LOCK}", f"{WORK}/config.yaml"))
     ):
         raise UserError(f"{run} holds other files than a run's; name an empty or a new folder with --output-dir")
-    if (run / "config.yaml").exists() and (parent is None or parent.exists()):  # a missing one is told of later
+    if (run / "config.yaml").exists() and (parent is None or parent.is_file()):  # what is none is told of later
         origin = read_json(run / "run.json")["parent"]
         before = {"config": read_yaml(run / "config.yaml"), "parent": origin and origin["sha256"]}
         now = {"config": config.model_dump(mode="json"), "parent": parent and sha256(parent)}
