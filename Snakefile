@@ -20,12 +20,25 @@ code_files, read_recipe = cache(graph.code_files), cache(load_recipe)
 configfile: graph.EXPERIMENT
 
 
-if config != read_yaml(Path(graph.EXPERIMENT)):
-    raise WorkflowError(f"--config and --configfile have no effect here: edit {graph.EXPERIMENT} instead")
+def lineages_of(section):
+    """The pattern of lineages of a section of the experiment, declared or not: its recipes, joined by '+'."""
+    recipes = [path.stem for path in shown_files("params/recipes")]
+    own = "|".join(recipe for recipe in recipes if graph.section_of(read_recipe(recipe).family) == section)
+    return rf"({own})(\+({own}))*" if own else "(?!)"
+
+
+def shown_files(folder):
+    """The YAML files of a folder; an editor keeps some of its own there, whose names begin with a dot."""
+    return sorted(path for path in Path(folder).glob("*.yaml") if not path.name.startswith("."))
+
+
 try:
+    if config != read_yaml(Path(graph.EXPERIMENT)):
+        raise UserError(f"--config and --configfile have no effect here: edit {graph.EXPERIMENT} instead")
     EXPERIMENT = load_experiment()
     SCALE = load_scale(EXPERIMENT.scale)
     check_experiment(EXPERIMENT)
+    LINEAGES = {section: lineages_of(section) for section in graph.SECTIONS}
 except UserError as error:
     raise WorkflowError(str(error))
 
@@ -36,16 +49,6 @@ EVALUATIONS = [
     for seed in EXPERIMENT.train_seeds
     for path in graph.evaluation_outputs(lineage, seed, key)
 ]
-
-
-def lineages_of(section):
-    """The pattern of lineages of a section of the experiment, declared or not: its recipes, joined by '+'."""
-    recipes = [path.stem for path in Path("params/recipes").glob("*.yaml")]
-    own = "|".join(recipe for recipe in recipes if graph.section_of(read_recipe(recipe).family) == section)
-    return rf"({own})(\+({own}))*" if own else "(?!)"
-
-
-LINEAGES = {section: lineages_of(section) for section in graph.SECTIONS}
 CPUS = SCALE.threads + SCALE.workers  # of a training or evaluation, where a cluster shares them out
 
 # The jobs' progress shares one terminal, and `noisebox` is the one installed beside this Snakemake.

@@ -7,7 +7,7 @@ rule data:
         "data: make or check the {wildcards.line} dataset of scale {params.scale}"
     input:
         scale=graph.scale_file(EXPERIMENT.scale),
-        datasets=sorted(str(path) for path in Path("params/datasets").glob("*.yaml")),
+        datasets=[str(path) for path in shown_files("params/datasets")],
         code=code_files("data"),
     output:
         manifest=graph.data_manifest("{line}"),
