@@ -1,5 +1,6 @@
 """The aerial line in the report: tables and verdicts by hand, the picture's pixels, and broken files told."""
 
+import json
 import math
 
 import numpy as np
@@ -95,10 +96,27 @@ def test_verdicts_are_corrected_for_both_metrics_of_the_whole_table(made):
 
 def test_the_section_tells_the_tables_numbers(made):
     text = "\n\n".join(aerial.section(*made))
-    assert text.startswith("## ")
+    assert text.startswith("## Crops in images from above\n\n- Crops on `yolc_teacher`")
+    assert "unequal" not in text
     assert "Crops on `yolc_teacher`: AP 21.00 → 22.00 (+1.00, no verdict), AP small 11.00 → 14.00 (+3.00" in text
     assert "`yolc+yolc_kd` without crops against its control `yolc+yolc_finetune`: AP 11.50 → 12.50" in text
     assert "![Heatmap, crops, coarse and final boxes](pictures/aerial.png)" in text
+
+
+def test_a_control_of_another_length_and_other_data_are_told(tmp_path):
+    write_evaluations(tmp_path, SCORES)
+    for seed in (0, 1):
+        path = tmp_path / graph.evaluation_folder("yolc+yolc_kd", seed) / "run.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "iterations": 5000, "data_hash": "e" * 64}))
+    evidence = aerial.gather(aerial_experiment(), tmp_path)
+    found = aerial.tabulated(evidence)
+    of_kd = found.aerial_differences[found.aerial_differences["run"] == "yolc+yolc_kd"]
+    assert list(of_kd["relation"]) == ["parent", "unequal control", "no crops", "parent", "unequal control"]
+    head, *others = aerial.section(evidence, found)[1:]
+    assert head.endswith("**Not comparable: the runs were trained on different data**, see [Provenance](#provenance).")
+    text = "\n\n".join(others)
+    assert "against its unequal control `yolc+yolc_finetune`: AP 11.50 → 12.50" in text
+    assert "number of iterations (`yolc+yolc_kd` 5000, `yolc+yolc_finetune` 50): what that gave is in Δ. Inter" in text
 
 
 def test_without_lineages_there_are_headers_words_and_one_sentence(tmp_path):

@@ -182,6 +182,23 @@ def test_the_section_says_in_words_what_the_tables_say(evidence: bev.BevEvidence
     assert "Validation images by place, 0, 7" in text and "`diffbev` at 3 steps under eval seed 0" in text
 
 
+def test_other_data_and_other_images_are_told_before_any_verdict(root: Path) -> None:
+    def told() -> list[str]:
+        evidence = bev.gather(EXPERIMENT, root)
+        found = bev.tabulated(evidence)
+        return [bev.section(evidence, found)[1], bev.comparison(evidence, found).split("\n\n")[1]]
+
+    assert all(each.startswith("The baseline `lss`") for each in told())
+    path = root / "evals/diffbev/seed1/results.tsv"
+    path.write_text(path.read_text().replace("\t20\t", "\t7\t"))
+    assert told() == ["**Data** `x` (sha256 `dddddddddddd`), evaluated on 20, 7 images."] * 2
+    path = root / "evals/diffbev/seed0/run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data_hash": "e" * 64, "dataset": "other"}))
+    data = "**Data** `x`, `other` (sha256 `dddddddddddd`, `eeeeeeeeeeee`), evaluated on 20, 7 images."
+    refused = "**Not comparable: the runs were trained on different data**, see [Provenance]"
+    assert told() == [f"{data} {refused}({page}#provenance)." for page in ("", "../summary.md")]
+
+
 def test_without_lineages_there_are_headers_and_words(tmp_path: Path) -> None:
     evidence = bev.gather(an_experiment([], [0]), tmp_path)
     found = bev.tabulated(evidence)

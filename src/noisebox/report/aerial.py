@@ -31,6 +31,7 @@ from noisebox.report.pictures import words_picture, write_png
 from noisebox.report.statistics import difference, mean_of, summarise
 from noisebox.report.tables import (
     Row,
+    by_length,
     compared_columns,
     difference_cells,
     joined,
@@ -157,6 +158,7 @@ def aerial_table(evidence: AerialEvidence) -> pd.DataFrame:
 def differences_table(evidence: AerialEvidence) -> pd.DataFrame:
     """`tables/aerial_differences.tsv`: of AP (`delta`) and AP small (`delta_small`), each lineage with crops against
     itself without, and in either way against its parent and its control, if these are in the experiment."""
+    lengths = evidence.iterations
     cells: list[tuple[str, int]] = list(evidence.results[CELL].drop_duplicates().itertuples(index=False, name=None))
     measured = {cell: _cell(evidence.results, *cell) for cell in cells}
     rows: list[Row] = []
@@ -169,7 +171,8 @@ def differences_table(evidence: AerialEvidence) -> pd.DataFrame:
                 continue
             delta, small = (difference(own, theirs, metric) for metric in ("AP", "APs"))
             row = {"run": run, "crops": crops, "reference": reference, "reference_crops": its_crops}
-            row |= {"relation": relation, **difference_cells("delta", delta), **difference_cells("delta_small", small)}
+            row |= {"relation": by_length(relation, lengths[run], lengths[reference])}
+            row |= {**difference_cells("delta", delta), **difference_cells("delta_small", small)}
             for metric in ("AP", "APs"):
                 row |= {metric: mean_of(own[metric]), f"reference_{metric}": mean_of(theirs[metric])}
             row |= {"train_seeds": delta.train_seeds, "results": _files(own), "reference_results": _files(theirs)}
@@ -207,9 +210,9 @@ def section(evidence: AerialEvidence, found: AerialTables) -> list[str]:
     heading = "## Crops in images from above"
     if not evidence.lineages:
         return [heading, NOTHING]
-    parts = [heading, *outcome(found), _main(found.aerial)]
+    parts = [heading, *sections.data_note(evidence.runs), *outcome(found), _main(found.aerial)]
     if len(found.aerial_differences):
-        parts += ["### Crops and distillation", _differences(found.aerial_differences)]
+        parts += ["### Crops and distillation", _differences(found.aerial_differences, evidence.iterations)]
     if evidence.looks and evidence.looks.sights:
         parts += ["![Heatmap, crops, coarse and final boxes](pictures/aerial.png)", _pictures_caption(evidence)]
     return parts
@@ -255,7 +258,7 @@ def _main(rows: pd.DataFrame) -> str:
     return f"{table([*header, 'ratio', 'train seeds', 'results.tsv'], cells)}\n\n{caption}"
 
 
-def _differences(rows: pd.DataFrame) -> str:
+def _differences(rows: pd.DataFrame, iterations: Mapping[str, str]) -> str:
     header = [
         *["lineage", "crops", "reference", "Δ AP", "95 % interval", "verdict", "p (Holm)"],
         *[
@@ -277,11 +280,13 @@ def _differences(rows: pd.DataFrame) -> str:
         ]
         for row in records(rows)
     ]
+    lengths = {"iterations": rows["run"].map(iterations), "reference_iterations": rows["reference"].map(iterations)}
     caption = (
         "*Δ: AP, or AP of small objects, minus that of the reference, paired by train seed; mean over train seeds. "
         "Reference: the lineage itself without crops, or in the same way of looking its parent, or the control, which "
-        f"is the parent trained on as before, by recipe `{CONTROL}`. "
-        f"{sections.AS_BEFORE}* {sections.numbers_link('aerial_differences')}"
+        f"is the parent trained on as before, by recipe `{CONTROL}`."
+        f"{sections.unequal_note(rows.assign(**lengths))} {sections.AS_BEFORE}* "
+        f"{sections.numbers_link('aerial_differences')}"
     )
     return f"{table(header, cells)}\n\n{caption}"
 

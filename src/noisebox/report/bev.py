@@ -194,7 +194,8 @@ def comparison(evidence: BevEvidence, found: BevTables) -> str:
     parts = ["# Comparison of the lineages that segment from above"]
     if not evidence.lineages:
         return "\n\n".join([*parts, NOTHING]) + "\n"
-    parts += [outcome(found), "## Best and final mIoU", _trainings(evidence)]
+    parts += [*sections.data_note(evidence.runs, "../summary.md"), outcome(found)]
+    parts += ["## Best and final mIoU", _trainings(evidence)]
     if len(found.bev_differences):
         caption = (
             f"*Δ: mIoU minus that of the baseline, over the pairs of both sides; mean over train seeds. {PAIRING} "
@@ -259,7 +260,7 @@ def section(evidence: BevEvidence, found: BevTables) -> list[str]:
     heading = "## Segmentation from above"
     if not evidence.lineages:
         return [heading, NOTHING]
-    parts = [heading, outcome(found), _main(found.bev), _classes(found.bev)]
+    parts = [heading, *sections.data_note(evidence.runs), outcome(found), _main(found.bev), _classes(found.bev)]
     if len(found.bev_differences):
         parts += ["### Against the baseline", _differences(found.bev_differences)]
     parts += [

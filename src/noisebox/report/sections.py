@@ -27,15 +27,11 @@ SHORT = 12  # characters of a hash
 
 def what_was_run(experiment: ExperimentConfig, runs: Sequence[Run], iterations: Mapping[str, str]) -> str:
     """Scale, data, lineages, seeds, protocols and code."""
-    datasets = listed(f"`{run.provenance.get('dataset') or 'unknown'}`" for run in runs)
-    hashes = dict.fromkeys(_data_hash(run) for run in runs)
-    images = listed(count for run in runs for count in run.results["images"])
     of_length: dict[str, list[str]] = {}
     for lineage, count in iterations.items():
         of_length.setdefault(count, []).append(f"`{lineage}`")
     lines = [
-        f"- **Scale** `{experiment.scale}`, **data** {datasets} (sha256 {listed(hashes)}), evaluated on {images} "
-        "images",
+        f"- **Scale** `{experiment.scale}`, **data** {_data(runs)}",
         f"- **Lineages** {'; '.join(f'{listed(names)} ({count} iterations)' for count, names in of_length.items())}",
         f"- **Train seeds** {listed(run.train_seed for run in runs)}",
     ]
@@ -49,9 +45,36 @@ def what_was_run(experiment: ExperimentConfig, runs: Sequence[Run], iterations: 
             line += f"; scales {scales}; modes {listed(protocol.modes)}; k {listed(sorted(protocol.langevin_steps))}"
         lines.append(line)
     lines.append(f"- **Code** {listed(_commit(run) for run in runs)}")
-    if len(hashes) > 1:
-        lines.append("- **Not comparable: the runs were trained on different data**, see [Provenance](#provenance)")
+    lines += [f"- {told}" for told in _not_comparable(runs)]
     return "\n".join(lines)
+
+
+def data_note(runs: Sequence[Evaluated], summary: str = "") -> list[str]:
+    """What `what_was_run` says of data and images, for the head of a section of other runs; nothing where these are all
+    of one data and as many images. `summary` is the path to summary.md from another page."""
+    told = _not_comparable(runs, summary)
+    if not told and len(_images(runs)) == 1:
+        return []
+    return [" ".join(f"{sentence}." for sentence in (f"**Data** {_data(runs)}", *told))]
+
+
+def _data(runs: Sequence[Evaluated]) -> str:
+    """On which data runs were trained, and on how many images evaluated."""
+    datasets = listed(f"`{run.provenance.get('dataset') or 'unknown'}`" for run in runs)
+    hashes = listed(_data_hash(run) for run in runs)
+    return f"{datasets} (sha256 {hashes}), evaluated on {listed(_images(runs))} images"
+
+
+def _images(runs: Sequence[Evaluated]) -> list[int]:
+    """The different numbers of images that runs were evaluated on."""
+    return list(dict.fromkeys(count for run in runs for count in run.results["images"]))
+
+
+def _not_comparable(runs: Sequence[Evaluated], summary: str = "") -> list[str]:
+    """That runs were trained on different data; nothing where they were not."""
+    if len({_data_hash(run) for run in runs}) == 1:
+        return []
+    return [f"**Not comparable: the runs were trained on different data**, see [Provenance]({summary}#provenance)"]
 
 
 def _data_hash(run: Evaluated) -> str:
@@ -268,21 +291,23 @@ def differences(rows: pd.DataFrame) -> str:
     ]
     has_control = rows["relation"].isin(["control", UNEQUAL]).any()
     control = f" The control is the parent trained on as before, by recipe `{CONTROL}`." if has_control else ""
-    unequal = rows[rows["relation"] == UNEQUAL].drop_duplicates("run")
-    lengths = listed(
-        f"`{row['run']}` {row['iterations']}, `{row['reference']}` {row['reference_iterations']}"
-        for row in records(unequal)
-    )
-    if lengths:
-        control += (
-            f" An unequal one was trained on for another number of iterations ({lengths}): what that gave is in Δ."
-        )
     caption = (
         "*Δ: AP minus that of the reference, paired by train and eval seed; mean over train seeds."
-        f"{control}{unpaired_note(rows)} {INTERVAL} {reach_note(rows)} {VERDICT}* "
+        f"{control}{unequal_note(rows)}{unpaired_note(rows)} {INTERVAL} {reach_note(rows)} {VERDICT}* "
         f"{numbers_link('differences')}"
     )
     return f"{table(header, cells)}\n\n{caption}"
+
+
+def unequal_note(rows: pd.DataFrame) -> str:
+    """How long each UNEQUAL control and what is held against it were trained on; nothing where there is none."""
+    lengths = listed(
+        f"`{row['run']}` {row['iterations']}, `{row['reference']}` {row['reference_iterations']}"
+        for row in records(rows[rows["relation"] == UNEQUAL].drop_duplicates("run"))
+    )
+    if not lengths:
+        return ""
+    return f" An unequal one was trained on for another number of iterations ({lengths}): what that gave is in Δ."
 
 
 def p_cell(value: float) -> str:

@@ -141,7 +141,7 @@ def differences_table(results: pd.DataFrame, iterations: Mapping[str, str]) -> p
     """`tables/differences.tsv`: per lineage and step count its AP against that of each of its `references` that is in
     `results`. `unpaired` runs of either side have no partner on the other: they are in neither `delta` nor `pairs`.
 
-    By `iterations` of each lineage's last stage a control that was trained on for another time is an UNEQUAL one.
+    `iterations` of each lineage's last stage tell which control is an UNEQUAL one.
     """
     measured = dict(iter(results.groupby(CELL, sort=False)))
     rows = []
@@ -152,8 +152,7 @@ def differences_table(results: pd.DataFrame, iterations: Mapping[str, str]) -> p
                 continue
             delta = difference(own, theirs)
             lengths = {"iterations": iterations[str(run)], "reference_iterations": iterations[reference]}
-            is_unequal = relation == "control" and len(set(lengths.values())) > 1
-            row = {"run": run, "reference": reference, "relation": UNEQUAL if is_unequal else relation, **lengths}
+            row = {"run": run, "reference": reference, "relation": by_length(relation, *lengths.values()), **lengths}
             row |= {
                 "sample_step": steps,
                 "AP": _ap(own),
@@ -174,6 +173,11 @@ def references(run: str, control: str = CONTROL) -> dict[str, str]:
         return {}
     as_before = f"{parent.name}+{control}"
     return {"parent": parent.name, **({"control": as_before} if run != as_before else {})}
+
+
+def by_length(relation: str, iterations: str, reference_iterations: str) -> str:
+    """The relation to a reference: a control that was trained on for another number of iterations is an UNEQUAL one."""
+    return UNEQUAL if relation == "control" and iterations != reference_iterations else relation
 
 
 def difference_cells(name: str, delta: Difference) -> Row:
