@@ -1,6 +1,7 @@
 """Trajectories: what was given to the denoiser gives what it said; strips and films show the steps in their order."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,14 @@ def test_images_are_chosen_by_id_or_name(split: CocoSplit) -> None:
     assert [image.id for image in chosen_images(split, None, 2).images] == [10, 11]
     with pytest.raises(UserError, match=r"small/val has no image '1\.pgn'; did you mean '1\.png'"):
         chosen_images(split, ["1.pgn"], 6)
+
+
+def test_what_is_an_id_and_a_name_stands_for_the_id(split: CocoSplit) -> None:
+    """Ids 0 to 2 with files 1.png to 3.png: 1 and 2 are names of the image before, too."""
+    images = [replace(image, id=k, file_name=f"{k + 1}.png") for k, image in enumerate(split.images)]
+    counted = replace(split, images=tuple(images))
+    assert [image.id for image in chosen_images(counted, ["0", "1", "2"], 6).images] == [0, 1, 2]
+    assert [image.id for image in chosen_images(counted, ["2.png", "3"], 6).images] == [1, 2]
 
 
 # The pictures

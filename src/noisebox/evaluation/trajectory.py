@@ -61,16 +61,17 @@ def write_trajectories(
 
 def chosen_images(split: CocoSplit, chosen: Sequence[str] | None, first: int) -> CocoSplit:
     """The split with the `chosen` images only, in that order; each by its id, or by its file name with or without the
-    folders and the suffix. With None, its `first` images.
+    folders and the suffix. What is an id and a name stands for the id; of images of one name the first has it. With
+    None, the split's `first` images.
 
     Raises UserError when the split has no such image.
     """
     if chosen is None:
         return replace(split, images=split.images[:first])
-    named: dict[str, ImageRecord] = {}
+    named: dict[str, ImageRecord] = {str(image.id): image for image in split.images}
     for image in split.images:
         file = PurePosixPath(image.file_name)
-        for name in (str(image.id), image.file_name, file.name, file.stem):
+        for name in (image.file_name, file.name, file.stem):
             named.setdefault(name, image)
     for name in chosen:
         if name not in named:
