@@ -724,6 +724,17 @@ def test_a_teacher_that_was_asked_under_fewer_eval_seeds_has_no_place_beside_the
         assert row["gap_1"] == pytest.approx(row["AP"] - row["teacher_AP_1"], abs=2e-4)
 
 
+@pytest.mark.usefixtures("without_plots")
+def test_the_distillation_plot_has_what_another_protocol_asked_of_the_teacher_and_says_so(tmp_path: Path) -> None:
+    declared = {"steps": {"eval_seeds": [0, 4], "sample_steps": [1, 5]}, "distillation": PROTOCOLS["distillation"]}
+    experiment = an_experiment((*LINEAGES, STUDENT), protocols=declared)
+    summary.write_report(experiment, evaluated(tmp_path, experiment))
+    points = tables.tradeoff_table(summary.gather(experiment, tmp_path).asked["distillation"])
+    assert list(points["sample_step"][points["run"] == "baseline"]) == [1, 2, 5, 10]
+    told = "teachers at all steps measured under the protocol's eval seeds, up to those that were learned from (joined)"
+    assert told in (tmp_path / "reports/summary.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

@@ -249,8 +249,8 @@ def summary(
             sections.distillation(found.distillation, evidence.asked["distillation"], taught, runs),
             plot("AP against seconds per image", "distillation"),
             f"*AP{sections.bars(found.distillation)} against seconds per image: students at the steps of the table "
-            "(filled), teachers at the protocol's up to those that were learned from (joined); above the plot, "
-            "sampling steps at their mean time.*",
+            "(filled), teachers at all steps measured under the protocol's eval seeds, up to those that were learned "
+            "from (joined); above the plot, sampling steps at their mean time.*",
         ),
         "## Ablations",
         *unless_missing("ablations", sections.ablations(found.ablations)),
