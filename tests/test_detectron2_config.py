@@ -110,6 +110,7 @@ DATASETS:
 DATALOADER: {SAMPLER_TRAIN: "RepeatFactorTrainingSampler", REPEAT_THRESHOLD: 0.001}
 """
 FEDERATED = {"classes": 50, "power": 0.5}
+PUBLIC_ENSEMBLE = {"ensemble": "public"}  # no key of Detectron2's: the public code always leaves the last step out
 SMALL = """
 _BASE_: Base.yaml
 MODEL:
@@ -201,7 +202,7 @@ def test_a_configuration_of_the_public_form(configs: Path) -> None:
         "compile": False, "ema_decay": 0.0, "eval_every": 100,
     }  # fmt: skip
     assert made.recipe.solver == {"backbone_multiplier": 0.5}
-    assert (made.recipe.model, made.recipe.loss, made.recipe.distill) == ({}, {}, None)
+    assert (made.recipe.model, made.recipe.loss, made.recipe.distill) == ({"sampler": PUBLIC_ENSEMBLE}, {}, None)
     image = scale.image
     assert (image.train_short_edges, image.eval_short_edge, image.max_edge, image.flip) == ([480, 512], 800, 1333, 0.5)
     assert image.crop and (image.crop.likely, image.crop.least, image.crop.most) == (0.5, 300, 500)
@@ -264,7 +265,7 @@ def test_published_switches_are_those_of_the_recipes(configs: Path, recipe: str)
     pairs = [str(word) for word in PUBLISHED[recipe]]
     pairs[::2] = [f"{OWN}{name}" for name in pairs[::2]]
     made, ours = read(configs / "resnet.yaml", *pairs).recipe, load_recipe(recipe, ROOT)
-    assert DiffusionDetConfig(**made.model) == DiffusionDetConfig(**ours.model)
+    assert DiffusionDetConfig(**made.model) == DiffusionDetConfig(**{**ours.model, "sampler": PUBLIC_ENSEMBLE})
     assert LossConfig(**made.loss) == LossConfig(**ours.loss)
     for multiplier in ("geo_feat_multiplier", "quality_head_multiplier"):
         assert made.solver.get(multiplier, 1.0) == ours.solver.get(multiplier, 1.0)
@@ -294,7 +295,7 @@ def test_the_rate_falls_at_the_very_steps(last: int, steps: list[int]) -> None:
         (["INPUT.MIN_SIZE_TRAIN", "(64, 66)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], "image.train_short_edges",
          [64, 65, 66]),
         (["INPUT.RANDOM_FLIP", "none"], "image.flip", 0.0),
-        ([f"{OWN}USE_NMS", "False"], "recipe.sampler", {"nms_threshold": 1.0}),
+        ([f"{OWN}USE_NMS", "False"], "recipe.sampler", {**PUBLIC_ENSEMBLE, "nms_threshold": 1.0}),
         (["MODEL.BACKBONE.FREEZE_AT", "0"], "models.diffusiondet.freeze_at", 0),
         ([f"{OWN}QUALITY_GUIDANCE_SCALE", "0.1", f"{OWN}QUALITY_GUIDANCE_LANGEVIN_STEPS", "2",
           f"{OWN}QUALITY_GUIDANCE_MODE", "final", f"{OWN}SAMPLE_STEP", "5"], "sampling",
@@ -392,6 +393,13 @@ def test_what_detectron2_does_not_look_at_either_is_named(configs: Path) -> None
         "MODEL.RPN.NMS_THRESH"
     )
     assert made.seed == 0 and "SEED -1 is 0 here" in made.notes[1]
+
+
+def test_guidance_of_a_step_that_is_left_out_is_named(configs: Path) -> None:
+    guided = (f"{OWN}QUALITY_GUIDANCE_SCALE", "0.1", f"{OWN}QUALITY_GUIDANCE_MODE", "final", f"{OWN}SAMPLE_STEP")
+    assert read(configs / "resnet.yaml", *guided, "1").notes == []
+    (note,) = read(configs / "resnet.yaml", *guided, "2").notes
+    assert "QUALITY_GUIDANCE_MODE final guides the last step alone, which of several steps is left out" in note
 
 
 # Detectron2 itself

@@ -20,7 +20,9 @@ from typer.testing import CliRunner
 from noisebox.cli import app
 from noisebox.config import Sampling
 from noisebox.config.diffusiondet import LossConfig
+from noisebox.config.resolve import combined
 from noisebox.errors import UserError
+from noisebox.graph import Lineage
 from noisebox.interop.checkpoints import (
     Untold,
     export_checkpoint,
@@ -28,15 +30,17 @@ from noisebox.interop.checkpoints import (
     schedule_buffers,
     table_of,
 )
-from noisebox.interop.detectron2_config import load_config
+from noisebox.interop.detectron2_config import SCALE, load_config
 from noisebox.interop.detectron2_run import with_own_weights
 from noisebox.interop.names import public_name
 from noisebox.interop.weight_files import read_weights
+from noisebox.models import build_model
 from noisebox.models.backbone import Backbone, FeatureMaps
 from noisebox.structures import Batch
-from noisebox.training.checkpoint import load_checkpoint, load_model, save_checkpoint
+from noisebox.training.checkpoint import load_checkpoint, load_model, load_weights, save_checkpoint
 
 PIXELS, SCORES = 1e-3, 1e-4  # how far detections may be from the original's
+DATASETS = "DATASETS: {TRAIN: [world_test_train], TEST: [world_test_val]}"
 TOLD = Untold(proposals=HEAD["NUM_PROPOSALS"], attention_heads=HEAD["NHEADS"])
 
 
@@ -237,6 +241,7 @@ def detector_like(changes):
 
     config = small_config(model=changes).model
     with torch.random.fork_rng():
+        torch.manual_seed(0)
         return DiffusionDet(config, LossConfig(), 3, fetch_weights=False)
 
 
@@ -423,8 +428,7 @@ def test_a_configurations_weights_are_imported_if_their_names_are_public(ours, t
     tensors = torch.load(ours, weights_only=True)["model"]
     bare = tmp_path / "bare.pth"
     torch.save({"model": tensors}, bare)
-    datasets = "DATASETS: {TRAIN: [world_test_train], TEST: [world_test_val]}"
-    (tmp_path / "x.yaml").write_text(f"OUTPUT_DIR: {tmp_path}/out\n{datasets}")
+    (tmp_path / "x.yaml").write_text(f"OUTPUT_DIR: {tmp_path}/out\n{DATASETS}")
     for own in (ours, bare):
         asked = load_config(tmp_path / "x.yaml", ["MODEL.WEIGHTS", str(own)], ROOT)
         assert with_own_weights(asked) == asked
@@ -433,6 +437,38 @@ def test_a_configurations_weights_are_imported_if_their_names_are_public(ours, t
     assert asked.weights == f"{tmp_path}/out/start.pth"
     came = torch.load(asked.weights, weights_only=True)["model"]
     assert came.keys() == tensors.keys() and all(torch.equal(came[name], tensors[name]) for name in tensors)
+
+
+def configured(path, *pairs):
+    """The model of a configuration with its weights, as --eval-only builds it."""
+    asked = with_own_weights(load_config(path, pairs, ROOT))
+    config = combined(Lineage.parse(asked.name), asked.seed, SCALE, asked.scale, [asked.recipe])
+    model = build_model(config, 3, fetch_weights=False)
+    assert not load_weights(model, load_checkpoint(Path(asked.weights)), asked.weights).new
+    return model.eval()
+
+
+def detected(model, steps):
+    batch = batch_of([image[:, :64, :96] for image in images()])
+    with torch.no_grad():
+        (found,) = model.detect(model.encode(batch), batch, [0], Sampling(steps=steps))
+    return found
+
+
+def assert_the_very_same(found, others):
+    for image, other in zip(found, others, strict=True):
+        assert len(image.scores) > 3
+        assert torch.equal(image.boxes_xyxy, other.boxes_xyxy) and torch.equal(image.scores, other.scores)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_configuration_samples_public_weights_as_the_public_code_does(ours, steps, tmp_path):
+    """Imported ones do so, which is held against the public code above: the last of several steps is left out."""
+    sent = export_checkpoint(ours, tmp_path / "public.pth")
+    (tmp_path / "x.yaml").write_text(f"OUTPUT_DIR: {tmp_path}/out\n{DATASETS}")
+    model = configured(tmp_path / "x.yaml", "MODEL.WEIGHTS", str(sent.path), *sent.settings)
+    imported = load_model(import_checkpoint(sent.path, tmp_path / "imported.pth", Untold(proposals=20)).path)[0]
+    assert_the_very_same(detected(model, steps), detected(imported, steps))
 
 
 def test_what_others_let_torch_load_stays_so(tmp_path: Path) -> None:

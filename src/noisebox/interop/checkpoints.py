@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from noisebox import graph
 from noisebox.config import ImageConfig, RunConfig, ScaleConfig, SmokeConfig, SolverConfig
-from noisebox.config.diffusiondet import AnisoNoiseConfig, DiffusionDetConfig, GeoBiasConfig, LossConfig, SamplerConfig
+from noisebox.config.diffusiondet import AnisoNoiseConfig, DiffusionDetConfig, GeoBiasConfig, LossConfig
 from noisebox.config.run import Colour
 from noisebox.config.section import check_section
 from noisebox.data.catalog import load_dataset
@@ -30,6 +30,7 @@ from noisebox.interop.architecture import (
     pyramid_width,
     with_full_names,
 )
+from noisebox.interop.detectron2_keys import PUBLIC_SAMPLER
 from noisebox.interop.names import BOTTOM_UP, RESNETS, SWIN_SIZES, backbone_of, public_name
 from noisebox.interop.weight_files import WeightFile, read_weights
 from noisebox.models import build_model
@@ -161,7 +162,7 @@ def _import_detector(file: WeightFile, backbone: str, out: Path, untold: Untold)
         "attention_heads": untold.attention_heads,
         "sampling_ratio": untold.sampling_ratio,
         "snr_scale": untold.snr_scale,
-        "sampler": SamplerConfig(ensemble="public"),
+        "sampler": PUBLIC_SAMPLER,
         **untold.pixels(),
         **told,
     }

@@ -25,6 +25,7 @@ from noisebox.interop.detectron2_keys import (
     FIXED,
     KEYS,
     NOTHING,
+    PUBLIC_SAMPLER,
     UNREAD,
     Key,
     ValueOf,
@@ -170,6 +171,7 @@ class _Translation:
             self.notes.append(f"{self._source(threshold)}: {unheard}")
         run, name = parts["run"], re.sub(r"[^a-z0-9_]", "_", self.path.stem.lower())
         recipe, scale = parts["recipe"], parts["scale"]
+        recipe["model"]["sampler"] = PUBLIC_SAMPLER.model_dump() | recipe["model"]["sampler"]
         sized = scale["models"]["diffusiondet"]
         sized["pretrained"] = bool(run["weights"])
         if not run["weights"]:
@@ -178,7 +180,7 @@ class _Translation:
         self.checked(LossConfig, recipe["loss"], "recipe.loss")
         self.checked(SolverConfig, {**scale["solver"], **recipe["solver"]}, "scale.solver", "recipe.solver")
         self.checked(ImageConfig, scale["image"], "scale.image")
-        self.checked(Sampling, parts["sampling"], "sampling")
+        sampling = self._sampling(parts["sampling"])
         if "distill" in recipe:
             self.checked(DistillConfig, recipe["distill"], "recipe.distill")
         for section, defaults in (("model", DiffusionDetConfig()), ("loss", LossConfig())):
@@ -191,7 +193,7 @@ class _Translation:
             weights=run["weights"],
             output_dir=Path(run["output_dir"]),
             num_classes=run["num_classes"] if "MODEL.DiffusionDet.NUM_CLASSES" in self.given else None,
-            sampling=Sampling(**parts["sampling"]),
+            sampling=sampling,
             notes=self.notes,
         )
 
@@ -249,6 +251,14 @@ class _Translation:
 
     def _source(self, name: str) -> str:
         return self.given[name].source if name in self.given else f"{self.path}, which leaves it at the default"
+
+    def _sampling(self, values: dict[str, Any]) -> Sampling:
+        sampling: Sampling = self.checked(Sampling, values, "sampling")
+        guidance, mode = sampling.guidance, "MODEL.DiffusionDet.QUALITY_GUIDANCE_MODE"
+        if sampling.steps > 1 and guidance.scale > 0 and guidance.mode == "final":
+            unheard = "which of several steps is left out; --set model.sampler.ensemble=all keeps it"
+            self.notes.append(f"{self._source(mode)}: {mode} final guides the last step alone, {unheard}")
+        return sampling
 
     def _seed(self) -> int:
         seed: int = self.of("SEED")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from noisebox.config.diffusiondet import DiffusionDetConfig, LossConfig
+from noisebox.config.diffusiondet import DiffusionDetConfig, LossConfig, SamplerConfig
 from noisebox.interop.names import SWIN_NETWORKS
 
 OWN = "MODEL.DiffusionDet."
@@ -18,6 +18,9 @@ IMAGENET_WEIGHTS = r"detectron2://ImageNetPretrained/torchvision[/-]R-\d+\.pkl|(
 SWIN_WEIGHTS = r"(.*/)?swin_[a-z0-9_]+\.(pkl|pth)"
 SAMPLERS = "TrainingSampler", "RepeatFactorTrainingSampler"
 RESNET, SWIN = "build_resnet_fpn_backbone", "build_swintransformer_fpn_backbone"
+
+# How the public code samples, which has a key for suppression alone: several steps without the last, as `public` says.
+PUBLIC_SAMPLER = SamplerConfig(eta=1.0, box_renewal=True, renewal_threshold=0.5, ensemble="public", nms_threshold=0.5)
 
 Of = Callable[[str], Any]  # the value of another key
 
