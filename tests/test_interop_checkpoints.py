@@ -229,10 +229,15 @@ def saved(path, detector, config, classes=("a", "b", "c"), iteration=3):
     return path
 
 
+def sampled(**sampler):
+    """A detector that the public one has, but for the way in which it samples."""
+    return {"backbone": "resnet18", "pretrained": True, "attention_heads": 8, "sampler": sampler}
+
+
 @pytest.fixture
 def ours(tmp_path):
     """A small detector of ours on a ResNet-18 with frozen batch norms, as a training writes it."""
-    changes = {"backbone": "resnet18", "pretrained": True, "attention_heads": 8}
+    changes = sampled()
     return saved(tmp_path / "ours.pth", detector_like(changes), small_config(model=changes))
 
 
@@ -251,7 +256,8 @@ def test_what_is_exported_comes_back_as_it_was(ours, tmp_path):
     before, after = load_checkpoint(ours), load_checkpoint(back.path)
     assert before["model"].keys() == after["model"].keys()
     assert all(torch.equal(after["model"][name], value) for name, value in before["model"].items())
-    assert after["config"]["model"] | {"sampler": None} == before["config"]["model"] | {"sampler": None}
+    sampler = before["config"]["model"]["sampler"] | {"ensemble": "public"}
+    assert after["config"]["model"] == before["config"]["model"] | {"sampler": sampler}
     assert export_checkpoint(back.path, tmp_path / "again.pth").path.read_bytes() == sent.path.read_bytes()
     settings = dict(zip(sent.settings[::2], sent.settings[1::2], strict=True))
     assert settings["MODEL.RESNETS.DEPTH"] == "18" and settings["MODEL.DiffusionDet.NUM_CLASSES"] == "3"
@@ -405,6 +411,10 @@ def test_mistakes_on_the_command_line(ours, tmp_path, monkeypatch):
         ({"backbone": "resnet18"}, "GroupNorm"),
         ({"backbone": "resnet18", "pretrained": True, "geo_feat": {"enabled": True}}, "geo_feat"),
         ({"backbone": "resnet18", "pretrained": True, "timesteps": 100}, "timesteps 100"),
+        (sampled(eta=0.0), "model.sampler.eta 0.0; the public DiffusionDet has 1.0, and no key for another"),
+        (sampled(box_renewal=False), "model.sampler.box_renewal False"),
+        (sampled(renewal_threshold=0.4), "model.sampler.renewal_threshold 0.4"),
+        (sampled(nms_threshold=0.9), "model.sampler.nms_threshold 0.9; the public DiffusionDet has 0.5 or 1.0"),
     ],
 )
 def test_what_the_public_detector_lacks_is_not_exported(changes, sentence, tmp_path):
@@ -469,6 +479,29 @@ def test_a_configuration_samples_public_weights_as_the_public_code_does(ours, st
     model = configured(tmp_path / "x.yaml", "MODEL.WEIGHTS", str(sent.path), *sent.settings)
     imported = load_model(import_checkpoint(sent.path, tmp_path / "imported.pth", Untold(proposals=20)).path)[0]
     assert_the_very_same(detected(model, steps), detected(imported, steps))
+
+
+def test_the_verb_prints_the_settings_and_what_stays_different(ours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(app, ["export-checkpoint", str(ours), "--out", "public.pth"]).output.splitlines()
+    assert "  MODEL.DiffusionDet.USE_NMS True" in said
+    assert said[-1].startswith("note: at one step the public detector finds the same; of several it leaves the last")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "told"),
+    [({"ensemble": "public"}, 3, []), ({"ensemble": "public", "nms_threshold": 1.0}, 3, []), ({}, 1, ["all of them"]),
+     ({"ensemble": "none", "nms_threshold": 1.0}, 1, ["the last alone"])],
+)  # fmt: skip
+def test_what_is_exported_detects_by_its_settings_what_it_did(sampler, steps, told, tmp_path):
+    """And what would be otherwise over several steps is told."""
+    changes = sampled(**sampler)
+    path = saved(tmp_path / "ours.pth", detector_like(changes), small_config(model=changes))
+    sent = export_checkpoint(path, tmp_path / "public.pth")
+    assert all(words in note for words, note in zip(told, sent.notes, strict=True))
+    (tmp_path / "x.yaml").write_text(f"OUTPUT_DIR: {tmp_path}/out\n{DATASETS}")
+    model = configured(tmp_path / "x.yaml", "MODEL.WEIGHTS", str(sent.path), *sent.settings)
+    assert_the_very_same(detected(model, steps), detected(load_model(path)[0], steps))
 
 
 def test_what_others_let_torch_load_stays_so(tmp_path: Path) -> None:

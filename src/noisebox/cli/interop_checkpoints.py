@@ -104,3 +104,5 @@ def export_checkpoint(
     say("Detectron2's configuration must have:")
     for key, value in zip(made.settings[::2], made.settings[1::2], strict=True):
         say(f"  {key} {value!r}" if " " in value else f"  {key} {value}")
+    for note in made.notes:
+        say(f"note: {note}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from noisebox import graph
 from noisebox.config import ImageConfig, RunConfig, ScaleConfig, SmokeConfig, SolverConfig
-from noisebox.config.diffusiondet import AnisoNoiseConfig, DiffusionDetConfig, GeoBiasConfig, LossConfig
+from noisebox.config.diffusiondet import AnisoNoiseConfig, DiffusionDetConfig, GeoBiasConfig, LossConfig, SamplerConfig
 from noisebox.config.run import Colour
 from noisebox.config.section import check_section
 from noisebox.data.catalog import load_dataset
@@ -30,7 +30,7 @@ from noisebox.interop.architecture import (
     pyramid_width,
     with_full_names,
 )
-from noisebox.interop.detectron2_keys import PUBLIC_SAMPLER
+from noisebox.interop.detectron2_keys import PUBLIC_SAMPLER, WITHOUT_NMS
 from noisebox.interop.names import BOTTOM_UP, RESNETS, SWIN_SIZES, backbone_of, public_name
 from noisebox.interop.weight_files import WeightFile, read_weights
 from noisebox.models import build_model
@@ -111,12 +111,14 @@ class Imported:
 @dataclass(frozen=True)
 class Exported:
     """What came of an export: the file at `path`, its `table` of tensors, and the `settings`, KEY and VALUE by turns,
-    that Detectron2's configuration must have to build the model around it."""
+    that Detectron2's configuration must have to build the model around it. `notes` are sentences about where the public
+    detector finds something else all the same."""
 
     path: Path
     table: Path
     translation: Translation
     settings: list[str]
+    notes: list[str]
 
 
 def table_of(path: Path) -> Path:
@@ -330,6 +332,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Exported:
     if config.family != "diffusiondet":
         raise UserError(f"{checkpoint} is of family {config.family}; the public DiffusionDet takes family diffusiondet")
     _check_exportable(checkpoint, config.model)
+    _check_sampler(checkpoint, config.model.sampler)
     own = {public_name(name): name for name in state["model"]}
     used = {public: name for public, name in own.items() if ".quality." not in name}
     derived = derived_buffers(model)
@@ -337,7 +340,8 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Exported:
     unused = tuple(name for public, name in own.items() if public not in used)
     translation = Translation(used, tuple(derived), (), unused)
     translation.write(table_of(out))
-    return Exported(out, table_of(out), translation, detectron2_settings(config, len(state["classes"])))
+    settings = detectron2_settings(config, len(state["classes"]))
+    return Exported(out, table_of(out), translation, settings, _notes(config.model.sampler))
 
 
 def _check_exportable(path: Path, config: DiffusionDetConfig) -> None:
@@ -362,6 +366,28 @@ def _check_exportable(path: Path, config: DiffusionDetConfig) -> None:
         raise UserError(f"{path} was trained with {', '.join(on)}, which the public DiffusionDet does not have")
 
 
+def _check_sampler(path: Path, config: SamplerConfig) -> None:
+    """Raises UserError when the public DiffusionDet has no key by which it would sample so; about the ensemble, which
+    changes nothing at one step, see `_notes`."""
+    fixed = {key: (value,) for key, value in PUBLIC_SAMPLER if key != "ensemble"}
+    for key, fitting in (fixed | {"nms_threshold": (PUBLIC_SAMPLER.nms_threshold, WITHOUT_NMS)}).items():
+        if (value := getattr(config, key)) not in fitting:
+            raise UserError(
+                f"{path} samples with model.sampler.{key} {value}; the public DiffusionDet has "
+                f"{' or '.join(map(str, fitting))}, and no key for another"
+            )
+
+
+def _notes(config: SamplerConfig) -> list[str]:
+    if config.ensemble == PUBLIC_SAMPLER.ensemble:
+        return []
+    here = {"all": "all of them", "none": "the last alone"}[config.ensemble]
+    return [
+        "at one step the public detector finds the same; of several it leaves the last out and merges the others, "
+        f"where this one takes {here} (model.sampler.ensemble: {config.ensemble})"
+    ]
+
+
 def detectron2_settings(config: RunConfig, num_classes: int) -> list[str]:
     """KEY and VALUE by turns, as Detectron2's command line takes them, that build the public DiffusionDet around the
     weights of such a run."""
@@ -380,6 +406,7 @@ def detectron2_settings(config: RunConfig, num_classes: int) -> list[str]:
         f"{own}NUM_HEADS": model.num_heads,
         f"{own}DIM_DYNAMIC": model.dim_dynamic,
         f"{own}SNR_SCALE": model.snr_scale,
+        f"{own}USE_NMS": model.sampler.nms_threshold != WITHOUT_NMS,
         "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
         "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlignV2",
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": model.pooler_resolution,

@@ -21,6 +21,7 @@ RESNET, SWIN = "build_resnet_fpn_backbone", "build_swintransformer_fpn_backbone"
 
 # How the public code samples, which has a key for suppression alone: several steps without the last, as `public` says.
 PUBLIC_SAMPLER = SamplerConfig(eta=1.0, box_renewal=True, renewal_threshold=0.5, ensemble="public", nms_threshold=0.5)
+WITHOUT_NMS = 1.0  # the threshold that no two boxes are above
 
 Of = Callable[[str], Any]  # the value of another key
 
@@ -215,7 +216,12 @@ KEYS = (
     Key("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 7, f"{_SIZED}pooler_resolution"),
     Key("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2, f"{_SIZED}sampling_ratio"),
     _own("SNR_SCALE", 2.0, f"{_RECIPE}snr_scale"),
-    _own("USE_NMS", True, f"{_RECIPE}sampler.nms_threshold", lambda value, of: 0.5 if value else 1.0),
+    _own(
+        "USE_NMS",
+        True,
+        f"{_RECIPE}sampler.nms_threshold",
+        lambda value, of: PUBLIC_SAMPLER.nms_threshold if value else WITHOUT_NMS,
+    ),
     _own("SAMPLE_STEP", 1, "sampling.steps"),
     # The switches
     _own("LABEL_STATE", False, f"{_RECIPE}label_state"),
