@@ -311,6 +311,11 @@ def test_options_stand_over_logs_and_later_imports_join(tmp_path: Path) -> None:
         (copied(*VALUES), Told("baseline", 0, 0), "does not say the sampling steps: give --sample-step"),
         (copied(*VALUES), Told("Base line", 0, 0, 1), "is no lineage"),
         ([*session("a/seed0/x.pth", seed=-1), *copied(*VALUES)], Told(), "does not say the eval seed"),
+        (
+            [*session("a/x.pth", seed=-1, eval_only=False), *session("a/x.pth"), *copied(*VALUES)],
+            Told(lineage="a"),
+            "does not say the train seed",
+        ),
         ([stamped("Running with full config:"), "A: [1"], Told(), "line 1: the configuration after it is no YAML"),
         (
             [line for ap in ("1", "2") for line in (*session("a/seed0/x.pth"), *copied(ap, *VALUES[1:]))],

@@ -110,9 +110,9 @@ class _Archive:
         self.told = told
         self.hashes: dict[Path, str] = {}
         self.seeds = {
-            str(Path(folder)): session.value("SEED")
+            str(Path(folder)): seed
             for session in sessions
-            if session.trains and (folder := session.value("OUTPUT_DIR")) and session.value("SEED") is not None
+            if session.trains and (folder := session.value("OUTPUT_DIR")) and (seed := _seed_of(session)) is not None
         }
 
     def row(self, each: Evaluation) -> Row:
@@ -123,8 +123,7 @@ class _Archive:
         seed = self.seeds.get(str(Path(checkpoint).parent)) if checkpoint else None
         lineage = told.lineage or (named[0] if named else None)
         train_seed = _first(told.train_seed, int(named[1]) if named else None, seed)
-        own_seed = session.value("SEED") if not session.trains else None
-        eval_seed = _first(told.eval_seed, own_seed if own_seed is None or own_seed >= 0 else None)
+        eval_seed = _first(told.eval_seed, None if session.trains else _seed_of(session))
         for option, value in (("lineage", lineage), ("train-seed", train_seed), ("eval-seed", eval_seed)):
             if value is None:
                 raise UserError(f"{each.source}: the log does not say the {option.replace('-', ' ')}: give --{option}")
@@ -167,6 +166,12 @@ class _Archive:
         if path not in self.hashes:
             self.hashes[path] = sha256(path)
         return self.hashes[path]
+
+
+def _seed_of(session: Session) -> int | None:
+    """SEED, where it is one: below 0 Detectron2 draws another each time."""
+    seed: int | None = session.value("SEED")
+    return None if seed is None or seed < 0 else seed
 
 
 def _first(*values: int | None) -> int | None:
