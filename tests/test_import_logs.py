@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT, run
@@ -295,6 +296,36 @@ def test_options_stand_over_logs_and_later_imports_join(tmp_path: Path) -> None:
     broken = log(tmp_path / "again", *copied("46.5", *VALUES[1:]))
     with pytest.raises(UserError, match=r"again/log.txt:1 and .*bare/log.txt:1 are both of run baseline, train_seed 0"):
         import_logs([broken], told, tmp_path)
+
+
+def with_bom(path: Path) -> None:
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+
+
+def with_short_zeros(path: Path) -> None:
+    path.write_text(path.read_text().replace("\t0.0\t", "\t0\t"))
+
+
+def through_pandas(path: Path) -> None:
+    pd.read_csv(path, sep="\t", keep_default_na=False).to_csv(path, sep="\t", index=False)
+
+
+@pytest.mark.parametrize("saved", [with_bom, with_short_zeros, through_pandas])
+def test_what_another_program_saved_is_the_same(tmp_path: Path, saved: Callable[[Path], None]) -> None:
+    logs = [
+        log(tmp_path / f"{seed}", *session("baseline/seed0/model_final.pth", seed=seed), *copied(*VALUES))
+        for seed in (10, 9)
+    ]
+    import_logs(logs, Told(), tmp_path)
+    results = tmp_path / "imported/baseline/seed0/results.tsv"
+    before, as_written = read_imported(tmp_path), results.read_bytes()
+    saved(results)
+    assert results.read_bytes() != as_written
+    assert list(import_logs(logs[:1], Told(), tmp_path).rows.values()) == [2]
+    pd.testing.assert_frame_equal(read_imported(tmp_path), before)
+    other = log(tmp_path / "other", *session("baseline/seed0/model_final.pth", seed=9), *copied("46.5", *VALUES[1:]))
+    with pytest.raises(UserError, match=r"are both of run baseline, train_seed 0, eval_seed 9, .* but AP is 46\.5000"):
+        import_logs([other], Told(), tmp_path)
 
 
 @pytest.mark.parametrize(

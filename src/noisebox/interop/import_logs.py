@@ -6,6 +6,7 @@ made lies elsewhere, and is never touched.
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,13 @@ from noisebox.errors import UserError
 from noisebox.files import sha256, write_text
 from noisebox.interop.detectron2_config import Given, sampling_of
 from noisebox.interop.detectron2_logs import Evaluation, Session, logs_of, read_log
-from noisebox.report.evaluations import GUIDANCE, IMPORTED, LOOK, METRICS, RUN, read_table
+from noisebox.report.evaluations import GUIDANCE, IMPORTED, LOOK, METRICS, RUN, Columns, read_table
 
 # How a path tells lineage and train seed: baseline+geofeat/seed0/model_final.pth, or baseline_seed0. The word in
 # eval_seed0 says which seed is meant.
 NO_LINEAGE = r"(?!(?:eval|test|train|val|run)[/_-]seed)"
 NAMED = re.compile(rf"(?:^|/){NO_LINEAGE}({graph.LINEAGE_PATTERN})[/_-]seed[_-]?(\d+)(?=/|$)")
-KEY = (*RUN, *GUIDANCE, *LOOK)
+KEY: Columns = {**RUN, **GUIDANCE, **LOOK}
 LAST_COLUMNS = ("images", "dataset", "ckpt", "ckpt_sha256", "source", "source_sha256")
 STEPS = "MODEL.DiffusionDet.SAMPLE_STEP"
 
@@ -187,30 +188,33 @@ def _by_file(rows: Iterable[Row]) -> dict[Path, list[Row]]:
 
 
 def _merged(path: Path, rows: Sequence[Row]) -> list[Row]:
-    """The rows of a file that is there, and after them those that it lacks, by their keys in rising order.
+    """The rows of a file that is there, and those that it lacks, by their keys in rising order. What counts is what a
+    cell says, not how: a spreadsheet that saves the file makes 0 of 0.0.
 
     Raises UserError when two rows of one key measured something else.
     """
     before: list[Row] = []
     if path.exists():
         read_table(path, IMPORTED)
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             before = [{"dataset": ""} | row for row in csv.DictReader(file, delimiter="\t")]
-    found: dict[tuple[str, ...], Row] = {}
+    found: dict[tuple[Any, ...], Row] = {}
     for row in (*before, *rows):
-        key = tuple(row.get(name, "") for name in KEY)
+        key = tuple(read(row[name]) for name, read in KEY.items())
         known = found.setdefault(key, row)
-        if different := [name for name in METRICS if known[name] != row[name]]:
-            name, what = different[0], ", ".join(f"{name} {value}" for name, value in zip(KEY[:4], key, strict=False))
+        if different := [name for name in METRICS if _measured(known[name]) != _measured(row[name])]:
+            name, what = different[0], ", ".join(f"{name} {value}" for name, value in zip(RUN, key, strict=False))
             raise UserError(
                 f"{row['source']} and {known['source']} are both of {what}, but {name} is {row[name]} and "
                 f"{known[name]}: leave one of them out, or of several datasets choose one by --dataset"
             )
-    return sorted(found.values(), key=lambda row: [_number(row[name]) for name in KEY])
+    return [found[key] for key in sorted(found)]
 
 
-def _number(cell: str) -> tuple[float, str]:
-    return (float(cell), "") if re.fullmatch(r"[\d.]+", cell) else (-1.0, cell)
+def _measured(cell: str) -> float | None:
+    """A metric; None where it is nan, which would not equal itself."""
+    value = float(cell)
+    return None if math.isnan(value) else value
 
 
 def _as_tsv(rows: Sequence[Mapping[str, str]]) -> str:
