@@ -482,6 +482,30 @@ def test_a_table_that_is_none_is_told_by_line(project: Path) -> None:
         read_trials(project / "t.csv")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "cell", "sentence"),
+    [
+        ("latin-1", "0.1", r"t\.csv is not a table in UTF-8 text: .* can't decode byte 0xea"),
+        *[
+            ("utf-8", cell, rf"t\.csv, line 2: column 'param_solver\.base_lr' must be a finite number, not '{cell}'")
+            for cell in ("NaN", "-Infinity", "1e999")
+        ],
+    ],
+)
+def test_a_table_that_was_edited_is_told(project: Path, encoding: str, cell: str, sentence: str) -> None:
+    trials = [
+        Trial(0, "completed", 1.0, 2.0, 3.0, {"solver.base_lr": 0.1}),
+        Trial(1, "failed", None, None, 0.1, {"solver.base_lr": 0.2}, "arrêté"),
+    ]
+    write_trials(project / "t.csv", trials)
+    text = (project / "t.csv").read_text()
+    (project / "t.csv").write_text(text.replace("3.0,0.1", f"3.0,{cell}"), encoding=encoding)
+    with pytest.raises(UserError, match=sentence):
+        read_trials(project / "t.csv")
+    (project / "t.csv").write_text(text, encoding="utf-8-sig")
+    assert read_trials(project / "t.csv") == trials, "a byte order mark, as spreadsheets write it, is no text"
+
+
 # The page
 
 

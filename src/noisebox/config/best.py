@@ -66,7 +66,7 @@ def write_trials(path: Path, trials: Sequence[Trial]) -> None:
 def read_trials(path: Path) -> list[Trial]:
     """Read the rows; raises UserError, naming file and line, when the file is missing or no such table."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             return [_trial(row, f"{path}, line {line}") for line, row in enumerate(csv.DictReader(file), start=2)]
     except FileNotFoundError:
         raise UserError(
@@ -74,17 +74,19 @@ def read_trials(path: Path) -> list[Trial]:
         ) from None
     except OSError as error:
         raise unreadable(path, error) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a table in UTF-8 text: {error}") from None
 
 
 def _trial(row: Mapping[str | None, Any], where: str) -> Trial:
     try:
         if row["status"] not in get_args(Status):
             raise ValueError
-        values = {
-            column.removeprefix(PARAM): value_of(cell)
-            for column, cell in row.items()
-            if column and column.startswith(PARAM) and cell
-        }
+        cells = {column: cell for column, cell in row.items() if column and column.startswith(PARAM) and cell}
+        values = {column.removeprefix(PARAM): value_of(cell) for column, cell in cells.items()}
+        if boundless := [key for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)]:
+            column = f"{PARAM}{boundless[0]}"
+            raise UserError(f"{where}: column {column!r} must be a finite number, not {cells[column]!r}")
         if any(key.partition(".")[0] not in TUNABLE for key in values):
             raise ValueError
         return Trial(
