@@ -126,6 +126,7 @@ def test_what_cannot_be_timed_or_compared_is_told(tmp_path: Path) -> None:
     nothing = written(tmp_path / "a.json", {"mine": (1, 1, 1)})
     other = written(tmp_path / "b.json", {"yours": (1, 1, 1)})
     (tmp_path / "c.json").write_text("{}")
+    (tmp_path / "d.json").write_text(nothing.read_text().replace('"what"', '"which"'))
     for words, sentence in {
         ("--parts", "trian"): "--parts names 'trian'; did you mean 'train'?",
         ("--parts", "train", "sampler"): "--parts names 'sampler'; the parts are: train, protocol",
@@ -133,6 +134,7 @@ def test_what_cannot_be_timed_or_compared_is_told(tmp_path: Path) -> None:
         ("--growth", "--parts", "crops"): "--growth: nothing grows in crops; these grow: train",
         ("--compare", str(nothing), str(other)): "have timed nothing in common",
         ("--compare", str(tmp_path / "c.json"), str(other)): "c.json is no result of the bench; make one with",
+        ("--compare", str(other), str(tmp_path / "d.json")): "d.json is no result of the bench; make one with",
         ("--steps", "0"): "--steps must be whole numbers from 1 on",
     }.items():
         done = bench(*words)

@@ -11,6 +11,9 @@ from noisebox.bench.run import duration
 from noisebox.errors import UserError
 from noisebox.files import read_json
 
+FACTS = {"settings", "environment", "timings"}
+TIMED = {"part", "what", "unit", "median_s", "low_s", "high_s"}  # in each of the timings
+
 
 class Ratio(NamedTuple):
     """How many times as long the first took as the second: of the medians, and at least and at most, of the first's
@@ -54,7 +57,7 @@ def compare(first: Path, second: Path) -> tuple[list[Ratio], list[str]]:
 
 def _read(path: Path) -> dict[str, Any]:
     content = read_json(path)
-    if not {"settings", "environment", "timings"} <= content.keys():
+    if not (content.keys() >= FACTS and all(row.keys() >= TIMED for row in content["timings"])):
         raise UserError(f"{path} is no result of the bench; make one with: noisebox bench --json {path}")
     return content
 
