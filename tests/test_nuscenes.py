@@ -164,6 +164,18 @@ def test_roots_and_versions_that_are_not_there(root: Path) -> None:
         ("sample_data", 1, {"filename": "../secret.jpg"}, "has filename '../secret.jpg', which leaves the root"),
         ("sample_data", 1, {"filename": None}, "needs a text as 'filename'"),
         ("calibrated_sensor", 1, {"camera_intrinsic": [[1, 2], [3, 4]]}, "needs 3 × 3 finite numbers"),
+        (
+            "calibrated_sensor", 1, {"camera_intrinsic": [[51.2, 1.5, 32], [0, 51.2, 18], [0, 0, 1]]},
+            "token 'at_CAM_FRONT' gives its camera a skew of 1.5 pixels; maps are made of images without",
+        ),
+        (
+            "calibrated_sensor", 1, {"camera_intrinsic": [[0, 0, 0]] * 3},
+            "token 'at_CAM_FRONT' has focal lengths of 0 and 0 pixels in 'camera_intrinsic'; both must be above 0",
+        ),
+        (
+            "calibrated_sensor", 1, {"camera_intrinsic": [[51.2, 0, 32], [0, -51.2, 18], [0, 0, 1]]},
+            "has focal lengths of 51.2 and -51.2 pixels",
+        ),
         ("calibrated_sensor", 0, {"rotation": [1, 0, 0, 1]}, "has a rotation of length 1.414"),
         ("ego_pose", 0, {"translation": [1, 2]}, "token 'ego_scene-0061_0_LIDAR_TOP' needs 3 finite numbers"),
         ("ego_pose", 0, {"translation": [1, 2, float("nan")]}, "needs 3 finite numbers as 'translation'"),

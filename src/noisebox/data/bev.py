@@ -47,13 +47,8 @@ class BevSplit:
         return replace(self, frames=frames, labels=tuple(self.labels[place] for place in places))
 
     def intrinsics(self, k: int) -> NDArray[np.float32]:
-        """(3, 3) of frame k, in pixels of the stretched image; raises UserError for a camera with skew."""
+        """(3, 3) of frame k, in pixels of the stretched image."""
         (height, width), frame = self.view.size, self.frames[k]
-        if frame.intrinsics[0, 1]:
-            raise UserError(
-                f"{frame.image}: calibrated_sensor.json gives its camera a skew of {frame.intrinsics[0, 1]:g} pixels; "
-                "maps are made of images without, so rectify it and set the second number of camera_intrinsic to 0"
-            )
         stretched: NDArray[np.float32] = (
             np.diag([width / frame.width, height / frame.height, 1.0]) @ frame.intrinsics
         ).astype(np.float32)

@@ -246,10 +246,28 @@ def _sensors(folder: Path, cameras: Sequence[str]) -> dict[str, _Sensor | None]:
     for token, row in table.by_token().items():
         channel = channels[table.link(row, "sensor_token", channels)]
         if channel in cameras:
-            found[token] = _Sensor(channel, table.pose(row), table.numbers(row, "camera_intrinsic", 3, 3))
+            found[token] = _Sensor(channel, table.pose(row), _intrinsics(table, row))
         else:
             found[token] = _Sensor(channel, table.pose(row), np.zeros((3, 3))) if channel == LIDAR else None
     return found
+
+
+def _intrinsics(table: Table, row: Row) -> Matrix:
+    """A camera's (3, 3), in pixels; raises UserError for a focal length that is not above 0, and for skew."""
+    matrix = table.numbers(row, "camera_intrinsic", 3, 3)
+    if min(matrix[0, 0], matrix[1, 1]) <= 0:
+        raise table.faulty(
+            row,
+            f"has focal lengths of {matrix[0, 0]:g} and {matrix[1, 1]:g} pixels in 'camera_intrinsic'; both must be "
+            "above 0",
+        )
+    if matrix[0, 1]:
+        raise table.faulty(
+            row,
+            f"gives its camera a skew of {matrix[0, 1]:g} pixels; maps are made of images without, so rectify them and "
+            "set the second number of camera_intrinsic to 0",
+        )
+    return matrix
 
 
 def _key_frames(table: Table, sensors: dict[str, _Sensor | None], samples: Container[str]) -> _Shots:
