@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 from pydantic import ValidationError
 from small_bev import CLASSES, SMALL, make_batch, make_segmenter
 
@@ -286,9 +287,30 @@ def test_the_best_checkpoint_is_named_after_its_metric(tmp_path):
     assert (run / "best_mIoU.pth.sha256").read_text().split() == [sha256(run / "best_mIoU.pth"), "best_mIoU.pth"]
 
 
-def test_intrinsics_are_stretched_with_the_image():
+def seen_at(image, size):
+    """A split of one image of 60 × 100 pixels."""
     matrix = np.array([[80.0, 0.0, 50.0], [0.0, 80.0, 30.0], [0.0, 0.0, 1.0]])
-    frame = Frame("s", "scene", "CAM_FRONT", 0, Path("i.jpg"), Path("s.bin"), 100, 60, matrix, np.eye(4))
-    view = NuScenesDataset(kind="nuscenes", root="r", classes=["road"], size=(30, 200))
-    split = BevSplit("real/val", ("road",), (frame,), (Path("a.png"),), view)
+    frame = Frame("s", "scene", "CAM_FRONT", 0, image, Path("s.bin"), 100, 60, matrix, np.eye(4))
+    view = NuScenesDataset(kind="nuscenes", root="r", classes=["road"], size=size)
+    return BevSplit("real/val", ("road",), (frame,), (Path("a.png"),), view)
+
+
+def test_intrinsics_are_stretched_with_the_image():
+    split = seen_at(Path("i.jpg"), (30, 200))
     assert split.intrinsics(0).tolist() == [[160.0, 0.0, 100.0], [0.0, 40.0, 15.0], [0.0, 0.0, 1.0]]
+
+
+def test_images_of_any_depth_are_seen_as_rgb(tmp_path):
+    """What has 8 bits as Pillow makes it, 16-bit grey at its share of the full range."""
+    colours = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "colours.jpg")
+    with Image.open(tmp_path / "colours.jpg") as image:
+        expected = np.asarray(image.convert("RGB").resize((200, 30), Image.Resampling.BILINEAR))
+    assert np.array_equal(seen_at(tmp_path / "colours.jpg", (30, 200)).image(0), expected)
+    grey = np.linspace(0, 65535, 6000).reshape(60, 100).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    seen = seen_at(tmp_path / "grey.png", (60, 100)).image(0)
+    assert np.array_equal(seen, np.repeat(np.rint(grey * (255 / 65535))[..., None], 3, axis=2))
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "floats.tiff")
+    with pytest.raises(UserError, match=r"floats\.tiff cannot be read as an image \(its pixels are 32-bit numbers"):
+        seen_at(tmp_path / "floats.tiff", (60, 100)).image(0)

@@ -103,7 +103,7 @@ _BOX_DATA = tuple(
     f"src/noisebox/data/{name}.py"
     for name in ("boxes", "coco", "crowdhuman", "detectron2", "lvis", "objects365", "visdrone", "voc")
 )
-_BEV_DATA = tuple(f"src/noisebox/data/{name}.py" for name in ("bev", "nuscenes", "nuscenes_tables"))
+_BEV_DATA = tuple(f"src/noisebox/data/{name}.py" for name in ("bev", "coco", "nuscenes", "nuscenes_tables"))
 _DEPTH = tuple(f"src/noisebox/data/{name}.py" for name in ("depth", "depth_check", "depth_stage", "npz"))
 CODE: dict[str, tuple[str, ...]] = {
     "data": (*_BASE, *_DATA, *_BOX_DATA, *_BEV_DATA, "src/noisebox/data/world"),

@@ -20,7 +20,7 @@ from pydantic import Field
 from noisebox import graph
 from noisebox.config.section import AboveZero, Count, Positive
 from noisebox.data.datasets import SPLITS, Dataset, EmbeddedDataset, Progress
-from noisebox.data.nuscenes import Frame, check_image, check_sweep, read_nuscenes
+from noisebox.data.nuscenes import Frame, check_image, check_sweep, read_image, read_nuscenes
 from noisebox.errors import UserError
 from noisebox.files import expanded, sha256
 
@@ -56,13 +56,9 @@ class BevSplit:
 
     def image(self, k: int) -> NDArray[np.uint8]:
         """(H, W, 3) RGB of frame k, stretched; raises UserError when the file does not decode."""
-        path = self.frames[k].image
-        try:
-            with Image.open(path) as image:
-                height, width = self.view.size
-                return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR))
-        except OSError as error:
-            raise UserError(f"{path} cannot be read as an image ({error}); copy it anew") from None
+        height, width = self.view.size
+        stored = Image.fromarray(read_image(self.frames[k]))
+        return np.asarray(stored.resize((width, height), Image.Resampling.BILINEAR))
 
     def label_map(self, k: int) -> NDArray[np.uint8]:
         """(rows, columns) as stored; raises UserError when the file is missing or is no map of single values."""

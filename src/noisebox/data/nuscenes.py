@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from noisebox.data.coco import rgb_pixels
 from noisebox.data.nuscenes_tables import Matrix, Row, Table, missing, text_of
 from noisebox.errors import UserError, what_fits
 
@@ -199,6 +200,15 @@ def check_image(frame: Frame) -> None:
             f"{frame.image} is {size[0]} × {size[1]} pixels, but sample_data.json says {frame.width} × {frame.height} "
             f"(width × height)"
         )
+
+
+def read_image(frame: Frame) -> NDArray[np.uint8]:
+    """The image of a frame, as `rgb_pixels` makes it RGB (height, width, 3); raises UserError when it cannot."""
+    try:
+        with Image.open(frame.image) as image:
+            return rgb_pixels(image)
+    except Exception as error:  # Pillow raises nearly anything on a damaged file
+        raise UserError(f"{frame.image} cannot be read as an image ({error}); replace the file") from None
 
 
 def _size_of(path: Path) -> int:

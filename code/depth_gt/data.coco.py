@@ -1,0 +1,1 @@
+../../src/noisebox/data/coco.py
