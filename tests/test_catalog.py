@@ -136,18 +136,26 @@ def test_the_hash_names_content_alone(root: Path, tmp_path: Path) -> None:
     assert third["splits"]["train"] == second["splits"]["train"]
 
 
-@pytest.mark.parametrize("view", [{"size": [36, 60]}, {"min_depth": 2}, {"max_depth": 20}])
-def test_the_hash_of_maps_tells_how_their_images_are_seen(view: dict[str, Any], root: Path, tmp_path: Path) -> None:
-    where = write_root(tmp_path / "nuscenes")
+def drives(root: Path) -> Path:
+    """A user's dataset `drives`: a nuScenes root with maps of labels, in a folder beside the repository's root."""
+    where = write_root(root.parent / "nuscenes")
     for split in ("train", "val"):
         for frame in read_nuscenes(where, VERSION).frames(split):
             label = where / "ann_bev_dir" / split / f"{frame.stem}.png"
             label.parent.mkdir(parents=True, exist_ok=True)
             Image.new("L", (100, 98), 1).save(label)
-    written_down = {"kind": "nuscenes", "root": str(where), "version": VERSION, "classes": ["ground", "road"]}
+    facts = {"kind": "nuscenes", "root": str(where), "version": VERSION, "classes": ["ground", "road"]}
+    define(root, "drives", {**facts, "size": [36, 64]})
+    return where
+
+
+@pytest.mark.parametrize("view", [{"size": [36, 60]}, {"min_depth": 2}, {"max_depth": 20}])
+def test_the_hash_of_maps_tells_how_their_images_are_seen(view: dict[str, Any], root: Path) -> None:
+    drives(root)
+    written_down = yaml.safe_load((root / graph.dataset_file("drives")).read_text())
     manifests = []
     for name, changes in (("drives", {}), ("same", {}), ("other", view)):
-        define(root, name, {**written_down, "size": [36, 64], **changes})
+        define(root, name, {**written_down, **changes})
         manifests.append(prepare_dataset(name, root))
         assert read_manifest(root) == manifests[-1]
     one, same, other = manifests
@@ -180,6 +188,16 @@ def test_a_damaged_image_is_refused_before_anything_is_written(root: Path, tmp_p
     image.write_bytes(image.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"image 12: .*images/val/2\.png cannot be read as an image"):
         prepare_dataset("signs", root)
+    assert not (root / graph.DATA_MANIFEST).exists()
+
+
+def test_a_damaged_camera_image_is_refused_although_both_its_ends_are_whole(root: Path) -> None:
+    image = next(drives(root).glob("samples/CAM_FRONT/*.jpg"))
+    content = bytearray(image.read_bytes())
+    content[content.index(b"\xff\xc4") + 6] ^= 0xFF  # in the first table of the code that its pixels are in
+    image.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{image.name} cannot be read as an image \(broken data stream"):
+        prepare_dataset("drives", root)
     assert not (root / graph.DATA_MANIFEST).exists()
 
 

@@ -8,7 +8,9 @@ the image's stem, depth in graph.depth_folder(split).
 import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +21,7 @@ from pydantic import Field
 
 from noisebox import graph
 from noisebox.config.section import AboveZero, Count, Positive
-from noisebox.data.datasets import SPLITS, Dataset, EmbeddedDataset, Progress
+from noisebox.data.datasets import READERS, SPLITS, Dataset, EmbeddedDataset, Progress
 from noisebox.data.nuscenes import Frame, check_image, check_sweep, read_image, read_nuscenes
 from noisebox.errors import UserError
 from noisebox.files import expanded, sha256
@@ -109,15 +111,13 @@ class BevView(Dataset):
         view = self.model_dump(mode="json", include={"size", "min_depth", "max_depth"})
         for key, split in splits.items():
             cells, content = np.zeros(256, np.int64), hashlib.sha256()
-            for k, frame in enumerate(split.frames):
-                check_image(frame)
-                check_sweep(frame)
-                cells += np.bincount(split.label_map(k).ravel(), minlength=256)
-                for path in (frame.image, frame.sweep, split.labels[k]):
-                    content.update(f"{sha256(path)} {path.name}\n".encode())
-                done += 1
-                if progress:
-                    progress(done, total)
+            with ThreadPoolExecutor(READERS) as pool:
+                for counts, digests in pool.map(partial(_checked, split), range(len(split))):
+                    cells += counts
+                    content.update(digests.encode())
+                    done += 1
+                    if progress:
+                        progress(done, total)
             values = {str(value): int(count) for value, count in enumerate(cells) if count}
             facts = {"images": len(split.frames), **view, "cells": values, "frames_sha256": _frames_sha256(split)}
             described[key] = {**facts, "sha256": content.hexdigest()}
@@ -177,6 +177,17 @@ class DriveDataset(BevView, EmbeddedDataset):
 
 
 DATASETS: dict[str, type[Dataset]] = {"nuscenes": NuScenesDataset, "world_drive": DriveDataset}
+
+
+def _checked(split: BevSplit, k: int) -> tuple[NDArray[np.int64], str]:
+    """Of frame k how many cells have each label value, (256,), and the SHA-256 and name of each file, a line each;
+    raises UserError when one of them is missing or damaged, and to know that decodes the image."""
+    frame = split.frames[k]
+    check_image(frame)
+    check_sweep(frame)
+    read_image(frame)
+    counts = np.bincount(split.label_map(k).ravel(), minlength=256)
+    return counts, "".join(f"{sha256(path)} {path.name}\n" for path in (frame.image, frame.sweep, split.labels[k]))
 
 
 def _frames_sha256(split: BevSplit) -> str:

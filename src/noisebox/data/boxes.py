@@ -13,7 +13,7 @@ from noisebox import graph
 from noisebox.config.section import Count, Positive, Section
 from noisebox.data.coco import CocoSplit, ImageRecord, decode_image, read_bytes, read_split
 from noisebox.data.crowdhuman import read_crowdhuman
-from noisebox.data.datasets import SPLITS, Dataset, EmbeddedDataset, Progress
+from noisebox.data.datasets import READERS, SPLITS, Dataset, EmbeddedDataset, Progress
 from noisebox.data.detectron2 import files_of
 from noisebox.data.lvis import read_lvis
 from noisebox.data.objects365 import read_objects365
@@ -21,8 +21,6 @@ from noisebox.data.visdrone import read_visdrone
 from noisebox.data.voc import read_voc
 from noisebox.errors import UserError
 from noisebox.files import expanded, sha256
-
-READERS = 8  # threads that read and decode images; reading waits on the disk, decoding releases Python's lock
 
 
 class BoxDataset(Dataset):

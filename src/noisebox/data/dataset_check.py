@@ -12,10 +12,10 @@ import numpy as np
 
 from noisebox import graph
 from noisebox.data.bev import BevView, NuScenesDataset
-from noisebox.data.boxes import READERS, BoxDataset, UserDataset, check_classes_agree
+from noisebox.data.boxes import BoxDataset, UserDataset, check_classes_agree
 from noisebox.data.catalog import load_dataset
 from noisebox.data.coco import CocoSplit, ImageRecord, read_image
-from noisebox.data.datasets import SPLITS, EmbeddedDataset
+from noisebox.data.datasets import READERS, SPLITS, EmbeddedDataset
 from noisebox.data.findings import Finding, finding_of
 from noisebox.data.nuscenes_check import check_nuscenes
 from noisebox.errors import UserError

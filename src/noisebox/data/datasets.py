@@ -10,6 +10,7 @@ from noisebox.config.section import Section
 from noisebox.files import atomic_folder
 
 SPLITS = ("train", "val")
+READERS = 8  # threads that read and decode images; reading waits on the disk, decoding releases Python's lock
 
 Progress = Callable[[int, int], None]
 

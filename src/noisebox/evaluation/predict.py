@@ -13,9 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from noisebox import graph
 from noisebox.config import RunConfig, Sampling
-from noisebox.data.boxes import READERS
 from noisebox.data.catalog import manifest_of, open_split
 from noisebox.data.coco import EXIF_ORIENTATION, CocoSplit, ImageRecord, decode_image
+from noisebox.data.datasets import READERS
 from noisebox.errors import UserError
 from noisebox.evaluation.aerial import write_every_look
 from noisebox.evaluation.detection import to_coco_results
