@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from bev_reported import LABELS, write_evaluation
 from conftest import ROOT, edit_yaml
 from PIL import Image
@@ -18,6 +19,8 @@ from PIL import Image
 from noisebox import graph
 from noisebox.config import RunConfig, Sampling, resolve
 from noisebox.config.experiment import BevLine
+from noisebox.data.bev import WORLD_CLASSES, WORLD_VERSION
+from noisebox.data.bev_loader import evaluation_batches
 from noisebox.data.catalog import prepare_dataset
 from noisebox.errors import UserError
 from noisebox.evaluation import ongoing
@@ -136,6 +139,54 @@ def _save(config: RunConfig, classes: tuple[str, ...]) -> None:
 def project(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(trained)
     return trained
+
+
+@pytest.fixture
+def drives(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Path]]:
+    """The label maps, by split, of a copy of the repository where the dataset is the user's, to be changed in place."""
+    root = shutil.copytree(trained, tmp_path / "project")
+    monkeypatch.chdir(root)
+    definition = {"kind": "nuscenes", "root": "data/world_bev_test", "version": WORLD_VERSION, "size": [64, 80]}
+    definition |= {"classes": list(WORLD_CLASSES)}
+    (root / graph.dataset_file("world_bev_test")).write_text(yaml.safe_dump(definition))
+    prepare_dataset("world_bev_test", manifest_file=graph.data_manifest("bev"))
+    return {split: sorted(Path("data/world_bev_test/ann_bev_dir", split).iterdir()) for split in ("train", "val")}
+
+
+def change(path: Path, into: Callable[[np.ndarray], np.ndarray]) -> None:
+    with Image.open(path) as image:
+        changed = into(np.array(image))
+    Image.fromarray(changed).save(path)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_label_map_of_another_size_than_the_grid_is_named_before_a_training(
+    drives: dict[str, list[Path]], split: str, command_line: CommandLine
+) -> None:
+    """Turned over, it has as many cells as the grid."""
+    change(drives[split][1], lambda labels: np.ascontiguousarray(labels.T))
+    for verb in ("train", "evaluate"):
+        code, _, said = command_line(verb, "lss")
+        assert code == 2
+        assert f"{drives[split][1]} has 100 rows and 98 columns, but model.grid has 98 and 100" in said
+    change(drives[split][1], lambda labels: labels[:50, :50])
+    with pytest.raises(UserError, match="has 50 rows and 50 columns"):
+        BevTask(resolve("lss", 0, "test"))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_label_value_that_means_nothing_is_named_with_its_file(drives: dict[str, list[Path]], split: str) -> None:
+    """Also where the map was changed after it was described, then as soon as it is read."""
+    task = BevTask(resolve("lss", 0, "test", overrides={"loss.depth_weight": 0}))
+    path = drives[split][1]
+    change(path, lambda labels: np.where(labels == 0, 77, labels).astype(np.uint8))
+    with pytest.raises(UserError, match=rf"{path} has the value 77; 0 to 5 fit, .* model\.labels\.ignore_index 255"):
+        list(task.batches(0, 4) if split == "train" else evaluation_batches(task.val, task.config))
+    prepare_dataset("world_bev_test", manifest_file=graph.data_manifest("bev"))
+    with pytest.raises(UserError, match=rf"{path} has the value 77"):
+        BevTask(task.config)
+    change(path, lambda labels: np.where(labels == 77, 0, labels).astype(np.uint8))
+    BevTask(task.config)
 
 
 def test_maps_shown_are_those_of_the_evaluation(project: Path, command_line: CommandLine) -> None:

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from noisebox import graph
 from noisebox.config.section import AboveZero, Count, Positive
+from noisebox.data.coco import size_of
 from noisebox.data.datasets import READERS, SPLITS, Dataset, EmbeddedDataset, Progress
 from noisebox.data.nuscenes import Frame, check_image, check_sweep, read_image, read_nuscenes
 from noisebox.errors import UserError
@@ -73,6 +74,31 @@ class BevSplit:
         if labels.ndim != 2 or labels.dtype != np.uint8:
             raise UserError(f"{path} holds {labels.dtype} {labels.shape}; a label map has one 8-bit value a cell")
         return labels
+
+    def known_labels(self, k: int, ignore_index: int) -> NDArray[np.uint8]:
+        """As `label_map`; raises UserError, too, for a value that is neither a class of the dataset nor ignored."""
+        labels = self.label_map(k)
+        if strange := sorted(set(np.unique(labels).tolist()) - self.values(ignore_index)):
+            raise UserError(
+                f"{self.labels[k]} has the value {strange[0]}; 0 to {len(self.classes) - 1} fit, as the dataset's "
+                f"classes, and model.labels.ignore_index {ignore_index}: mend the labels, or set model.labels to what "
+                "they mean"
+            )
+        return labels
+
+    def values(self, ignore_index: int) -> set[int]:
+        """What a label map may hold."""
+        return {*range(len(self.classes)), ignore_index}
+
+    def check_sizes(self, rows: int, columns: int) -> None:
+        """Raises UserError for a label map of another size; their headers are all that is read."""
+        for path in self.labels:
+            width, height = size_of(path)
+            if (height, width) != (rows, columns):
+                raise UserError(
+                    f"{path} has {height} rows and {width} columns, but model.grid has {rows} and {columns}; make the "
+                    "label maps anew or change model.grid"
+                )
 
 
 class BevView(Dataset):

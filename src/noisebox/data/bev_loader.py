@@ -53,13 +53,14 @@ def resized(sample: Sample, short_edge: int, max_edge: int) -> Sample:
 
 
 class BevSamples:
-    """The samples of a split by place; with `budget_mib`, the first ones are kept in memory.
+    """The samples of a split by place, whose labels are classes or `ignore_index`; with `budget_mib`, the first ones
+    are kept in memory.
 
     With `depth`, the folder of the depth ground truth, every sample has one; otherwise it is known nowhere.
     """
 
-    def __init__(self, split: BevSplit, depth: Path | None, budget_mib: float = 0) -> None:
-        self.split, self.depth = split, depth
+    def __init__(self, split: BevSplit, ignore_index: int, depth: Path | None, budget_mib: float = 0) -> None:
+        self.split, self.ignore_index, self.depth = split, ignore_index, depth
         self._left = budget_mib * 2**20
         self._kept: dict[int, Sample] = {}
 
@@ -85,7 +86,8 @@ class BevSamples:
                     "make it anew with: noisebox depth-gt"
                 )
         image = torch.from_numpy(split.image(k).copy()).permute(2, 0, 1).contiguous()
-        intrinsics, labels = torch.from_numpy(split.intrinsics(k)), torch.from_numpy(split.label_map(k).copy())
+        labels = torch.from_numpy(split.known_labels(k, self.ignore_index).copy())
+        intrinsics = torch.from_numpy(split.intrinsics(k))
         return Sample(image, intrinsics, labels, depth, mask)
 
 
@@ -108,7 +110,8 @@ class TrainingBevBatches:
         self._rows = rows_of(config.solver.batch_size, config.solver.accumulate, rank, world_size)
         name = split.name.rpartition("/")[2]
         depth = (depth_folder(split) or Path(graph.depth_folder(name))) if config.loss.depth_weight else None
-        self.samples = BevSamples(split, depth, config.image.cache_mib / max(1, config.workers))
+        ignore_index = config.model.labels.ignore_index
+        self.samples = BevSamples(split, ignore_index, depth, config.image.cache_mib / max(1, config.workers))
 
     def __getitem__(self, step: int) -> BevBatch:
         config = self.config
@@ -126,7 +129,8 @@ class EvaluationBevBatches:
     `eval_batch_size` each."""
 
     def __init__(self, split: BevSplit, config: RunConfig, places: Sequence[int] | None = None) -> None:
-        self.samples, self.size = BevSamples(split, None), config.eval_batch_size
+        self.samples = BevSamples(split, config.model.labels.ignore_index, None)
+        self.size = config.eval_batch_size
         self.places = list(range(len(split.frames)) if places is None else places)
 
     def __len__(self) -> int:

@@ -204,7 +204,7 @@ def write_maps(path: Path, config: RunConfig, split: BevSplit, pictured: Sequenc
     """Of each pictured image the camera image, depth ground truth (where it was made), true map, and the map predicted
     at the most sampling steps under the first eval seed; `facts` says which, and what the maps' values mean."""
     eval_seed, sampling = max(measured.metrics, key=lambda key: (key[1].steps, -key[0]))
-    samples = BevSamples(split, depth_folder(split.only(pictured)))
+    samples = BevSamples(split, config.model.labels.ignore_index, depth_folder(split.only(pictured)))
     arrays: dict[str, Any] = {}
     for place in pictured:
         sample = samples[place]

@@ -9,11 +9,14 @@ from noisebox.errors import UserError
 from noisebox.tasks import settled, trained_on
 
 if TYPE_CHECKING:
+    from noisebox.config.bev import BevConfig
+    from noisebox.data.bev import BevSplit
     from noisebox.structures import BevBatch
 
 
 class BevTask:
-    """Both splits of the dataset; see `noisebox.tasks.Task`."""
+    """Both splits of the dataset; see `noisebox.tasks.Task`. Raises UserError, too, for a label map that does not fit
+    the model's grid, or holds a value that is neither a class nor ignored."""
 
     metric = "mIoU"
     goal = ("mIoU", 90.0)
@@ -34,7 +37,10 @@ class BevTask:
         self.images = len(self.train)
         self.config = settled(config, self.images)
         self.classes = self.train.classes
-        self.data_hash: str = read_manifest(manifest_file=manifest)["hash"]
+        described = read_manifest(manifest_file=manifest)
+        self.data_hash: str = described["hash"]
+        for split in (self.train, self.val):
+            _check_labels(split, config.model, described["splits"][split.name.rpartition("/")[2]]["cells"])
 
     def batch(self, step: int) -> "BevBatch":
         from noisebox.data.bev_loader import TrainingBevBatches
@@ -59,6 +65,16 @@ class BevTask:
     def validate(self, model: Any) -> float:
         """The mIoU alone."""
         return self.measured(model)[self.metric]
+
+
+def _check_labels(split: "BevSplit", model: "BevConfig", cells: dict[str, int]) -> None:
+    """Hold a split's label maps against the grid and the classes. They are read only where `cells`, the manifest's
+    count of their values, has one that means nothing, to name the file that holds it."""
+    split.check_sizes(model.grid.rows, model.grid.columns)
+    ignore_index = model.labels.ignore_index
+    if not {int(value) for value in cells} <= split.values(ignore_index):
+        for k in range(len(split)):
+            split.known_labels(k, ignore_index)
 
 
 open_task = BevTask
