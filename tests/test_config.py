@@ -393,6 +393,8 @@ def test_what_the_engines_read_must_be_in_the_experiment(params: Path, key: str)
 
 
 SCALE_MISTAKES: dict[str, dict[str, Any]] = {
+    "lengths must be a number, not {'baseline': True}": {"lengths": {"baseline": True}},
+    "image: resize_schedule must be a number, not [[1, True]]": {"image": {"resize_schedule": [[1, True]]}},
     "losses.lss is no family; these are: diffusiondet": {"losses": {"lss": {}}},
     "families.bev.models.los is no recipe and no family": {"families": {"bev": {"models": {"los": {}}}}},
     "families.bev.lengths: recipe 'los' is missing": {"families": {"bev": {"lengths": {"los": 2}}}},

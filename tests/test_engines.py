@@ -102,23 +102,21 @@ def test_sync_never_hides_a_stale_file(clone: Path) -> None:
     assert "noisebox train baseline --seed 0 --if-changed fresh" in planned(clone)
 
 
-@pytest.mark.parametrize("linked", ["cache", "runs"])
-def test_what_lies_elsewhere_behind_links_is_known_to_both_engines(made: Path, linked: str) -> None:
-    """As docs/scale.md has it where the cache, or the runs, are on another disk."""
-    if linked == "cache":
-        run(made, "dvc", "cache", "dir", "--local", str(shutil.move(made / ".dvc/cache", made.with_name("cache"))))
-        run(made, "dvc", "config", "--local", "cache.type", "symlink")
-        run(made, "dvc", "checkout", "-q", "--relink")
-        assert (made / "runs/baseline/seed0/model_final.pth").is_symlink()
-    else:
-        (made / "runs").symlink_to(shutil.move(made / "runs", made.with_name("scratch")))
-    edit_yaml(made / "params/recipes/finetune.yaml", description="other words")
+def test_outputs_that_are_links_into_the_cache_are_known_to_both_engines(made: Path) -> None:
+    """As docs/scale.md has it where the cache is on another disk; what is stale is told whatever times claim."""
+    run(made, "dvc", "cache", "dir", "--local", str(shutil.move(made / ".dvc/cache", made.with_name("cache"))))
+    run(made, "dvc", "config", "--local", "cache.type", "symlink")
+    run(made, "dvc", "checkout", "-q", "--relink")
+    assert (made / "runs/baseline/seed0/model_final.pth").is_symlink()
+    recipe = made / "params/recipes/finetune.yaml"
+    edit_yaml(recipe, description="other words")
+    os.utime(recipe, (1_200_000_000, 1_200_000_000))
     assert "finetune@baseline-0" in run(made, "noisebox", "sync").stdout
     commands = planned(made)
     assert "noisebox train baseline+finetune --seed 0 --if-changed fresh" in commands
     assert "noisebox train baseline --seed 0 --if-changed fresh" not in commands
-    said = run(made, "snakemake", "--cores", "1", "runs/baseline+finetune/seed0/model_final.pth")
-    assert "finetune@baseline-0" not in run(made, "dvc", "status").stdout, said.stdout[-3000:] + said.stderr[-3000:]
+    run(made, "snakemake", "--cores", "1", "runs/baseline+finetune/seed0/model_final.pth")
+    assert "finetune@baseline-0" not in run(made, "dvc", "status").stdout
 
 
 def test_code_decides_what_reruns(made: Path) -> None:

@@ -107,7 +107,7 @@ def sync(root: Path) -> list[str]:
         fresh = sorted(min(_present(stage, root)) for stage in current if _present(stage, root))
         old = sorted(path for stage in stale for path in _present(stage, root))
     for path in old:
-        os.utime(root / path, (LONG_AGO, LONG_AGO))
+        os.utime(root / path, (LONG_AGO, LONG_AGO), follow_symlinks=False)  # a link leads into DVC's cache
     if old:
         _snakemake(root, "--cleanup-metadata", *old)  # its exit code complains of files without a record
     if fresh:

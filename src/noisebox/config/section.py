@@ -1,7 +1,7 @@
 """What every part of the configuration is: a checked section whose faults are told by file, key and what fits."""
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,15 +26,22 @@ class Section(BaseModel):
         for key, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(key)
             kinds = _kinds(field.annotation) if field else set()
-            given = value if isinstance(value, list | tuple) else [value]
-            if kinds & {int, float} and bool not in kinds and any(isinstance(each, bool) for each in given):
+            if kinds & {int, float} and bool not in kinds and _holds_truth(value):
                 raise ValueError(f"{key} must be a number, not {value!r}")
         return values
 
 
 def _kinds(annotation: Any) -> set[Any]:
     """What an annotation is made of, such as of list[int] | None: list, int and None's type."""
+    if get_origin(annotation) is Literal:
+        return {type(value) for value in get_args(annotation)}
     return {get_origin(annotation) or annotation}.union(*map(_kinds, get_args(annotation)))
+
+
+def _holds_truth(value: Any) -> bool:
+    """Whether it is true or false, or holds one of them, however deep."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, bool) or any(map(_holds_truth, inside))
 
 
 SectionT = TypeVar("SectionT", bound=Section)
