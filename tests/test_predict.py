@@ -168,6 +168,10 @@ def test_refusals_come_before_the_model_runs(checkpoint: Path, tmp_path: Path, m
         with pytest.raises(UserError, match=complaint):
             predict(checkpoint, place, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "README.md").write_text("a file is in the way")
+    for place, complaint in (("README.md", "File exists"), ("README.md/sub", "Not a directory")):
+        with pytest.raises(UserError, match=rf"{place} cannot be made \({complaint}: .*; choose another place"):
+            predict(checkpoint, folder, tmp_path / place)
 
 
 def test_a_gpu_checkpoint_predicts_without_a_gpu(

@@ -31,7 +31,7 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     Raises UserError when the disk is full or the place cannot be written; the old file is left as it was.
     """
     try:
-        _make(path.parent)
+        make_folder(path.parent)
         folder = Path(tempfile.mkdtemp(prefix=_unfinished(path.name), dir=path.parent))
     except OSError as error:
         raise unwritable(path, error) from error
@@ -56,7 +56,7 @@ def atomic_folder(folder: Path, first_stays: bool = False) -> Iterator[Path]:
     `first_stays` the old folder goes at once, and OSError is raised where another process fills the place meanwhile.
     """
     try:
-        _make(folder.parent)
+        make_folder(folder.parent)
         staging = Path(tempfile.mkdtemp(prefix=_unfinished(folder.name), dir=folder.parent))
     except OSError as error:
         raise unwritable(folder, error) from error
@@ -91,12 +91,15 @@ def unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path} cannot be read ({error.strerror})")
 
 
-def _make(folder: Path) -> None:
-    """Make a folder and those above it; raises UserError where one of them is a file, or takes nothing."""
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are not there; raises UserError where one of them is a file, or
+    takes nothing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{folder} cannot be made ({error.strerror}: {error.filename}); choose another place") from None
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def second_name(path: Path, other: Path) -> None:
@@ -135,7 +138,7 @@ def _lock(lock: Path, busy: str | None) -> int | None:
     """`lock`, open, locked and naming this process; None when the one who held it took it away meanwhile."""
     descriptor = None
     try:
-        _make(lock.parent)
+        make_folder(lock.parent)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         # A record lock: unlike flock's it is not inherited by the loader's workers, which may outlive a kill.
         fcntl.lockf(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))

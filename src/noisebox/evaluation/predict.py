@@ -21,7 +21,7 @@ from noisebox.evaluation.aerial import write_every_look
 from noisebox.evaluation.detection import to_coco_results
 from noisebox.evaluation.ongoing import Ongoing, facts_of, place_in
 from noisebox.evaluation.protocol import measure
-from noisebox.files import write_json
+from noisebox.files import make_folder, write_json
 from noisebox.machine import placed
 from noisebox.models.yolc.detector import Yolc
 from noisebox.progress import Progress
@@ -61,8 +61,8 @@ def predict(
 
     A prediction that was killed is gone on with, as an evaluation is.
 
-    Raises UserError when there is no image, or one cannot be read, or the detector cannot look so, before the model
-    runs.
+    Raises UserError when there is no image, or one cannot be read, or the detector cannot look so, or `out` cannot be
+    made, before the model runs.
     """
     files = image_files(images)
     model, config, state = load_detector(checkpoint)
@@ -78,6 +78,7 @@ def predict(
         images=tuple(read_records(files, image_ids(files, config))),
         annotation_file=out / IMAGES,
     )
+    make_folder(out)
     with Progress("predict", len(files)) as progress:
         placed(model, config)
         if visualize:
