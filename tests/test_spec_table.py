@@ -193,6 +193,24 @@ def test_the_three_forms_say_the_same(reported: Path, command_line: CommandLine)
     assert "theirs & 46.80 & 50 & -- \\\\" in texts[2] and "\\caption{50 \\% of\\_it}" in texts[2]
 
 
+def test_words_of_several_lines_become_one(reported: Path) -> None:
+    """A block of YAML ends in a line break; and what a comment in LaTeX leaves on the next line would be printed."""
+    values = {"AP": "46.80\n", "AP-two\nlines": "1\n 2"}
+    rows = [
+        {"lineage": "baseline", "name": "two\nlines"},
+        {"name": " their\n\nown", "source": "Chen et al.\n\n2023\n", "values": values},
+    ]
+    ragged = table_of(reported, ["AP", "AP-two\nlines"], *rows)
+    plain = [
+        {"lineage": "baseline", "name": "two lines"},
+        {"name": "their own", "source": "Chen et al. 2023", "values": {"AP": "46.80", "AP-two lines": "1 2"}},
+    ]
+    assert ragged == table_of(reported, ["AP", "AP-two lines"], *plain)
+    assert "| their own | 46.80 |" in as_markdown(ragged)
+    with pytest.raises(UserError, match=r"rows\.0\.name: string should have at least 1 character"):
+        table_of(reported, ["AP"], LITERATURE | {"name": "\n"})
+
+
 def test_the_latex_is_well_formed(reported: Path) -> None:
     text = as_latex(
         table_of(reported, ["AP", "AP-cat", "FPS", "steps"], {"lineage": FINETUNE}, LITERATURE | {"values": {}})
@@ -204,6 +222,15 @@ def test_the_latex_is_well_formed(reported: Path) -> None:
     assert f"  % {FINETUNE}: {results_path(FINETUNE, 0)}, {results_path(FINETUNE, 1)}, " in text
     assert "  \\par theirs: Chen et al. 2023, table 1\n" in text
     assert "{lrrrr}" in text and text.count("{") == text.count("}")
+
+
+def test_latex_takes_no_name_for_an_option(reported: Path) -> None:
+    """As the line before does of what follows it, over white space: see [4pt] of \\\\ and of \\midrule, and \\\\*."""
+    names = ["[12] ours", "*star", "a [1]", "2 * 2"]
+    text = as_latex(table_of(reported, ["AP"], *(LITERATURE | {"name": name, "values": {}} for name in names)))
+    rows = [line.strip().removesuffix(r" & -- \\") for line in text.splitlines() if line.endswith(r"& -- \\")]
+    assert rows == ["{}[12] ours", "{}*star", "a [1]", "2 * 2"]
+    assert not re.search(r"(\\\\|rule)\s*[\[*]", text)
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]) | st.sampled_from(sorted(LATEX)), max_size=30))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from noisebox import graph
 from noisebox.config import Count, ExperimentConfig, GuidanceConfig, Positive, Sampling, Section, check_section
@@ -51,13 +51,21 @@ PLAIN = ("steps", *METRICS, *TIMES)
 DECIMALS = {"s_per_img": 4, "FPS": 1}  # all others are AP
 EXACT = {"s_per_img": 6, "FPS": 3}  # in the TSV
 EVIDENCE = ("path", "ckpt_sha256")
-Words = Annotated[str, Field(min_length=1)]
+
+
+def _one_line(text: str) -> str:
+    """Words as all three forms take them: a line break would end a row, or a comment in LaTeX."""
+    return " ".join(text.split())
 
 
 def _as_text(value: object) -> str:
     if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
-        return str(value)
+        return _one_line(str(value))
     raise ValueError("must be a number, or words in quotes")
+
+
+Text = Annotated[str, AfterValidator(_one_line)]
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_one_line)]
 
 
 class LineageRow(Section):
@@ -86,15 +94,15 @@ class LiteratureRow(Section):
 
     name: Words
     source: Words
-    values: dict[str, Annotated[str, BeforeValidator(_as_text)]]
+    values: dict[Text, Annotated[str, BeforeValidator(_as_text)]]
 
 
 class TableSpec(Section):
     """A file for `noisebox table`; its rows are each a LineageRow or a LiteratureRow."""
 
-    columns: Annotated[list[str], Field(min_length=1)]
+    columns: Annotated[list[Text], Field(min_length=1)]
     rows: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    caption: str = ""
+    caption: Text = ""
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ def make_table(path: Path, experiment: Callable[[], ExperimentConfig], root: Pat
             given = {column: row.values[column] for column in spec.columns if column in row.values}
             missing = {column: f"not given by {row.source}" for column in spec.columns if column not in given}
             lines.append(Line(row.name, given, missing, row.source))
-    return Table(spec.columns, lines, " ".join(spec.caption.split()))
+    return Table(spec.columns, lines, spec.caption)
 
 
 def read_spec(path: Path) -> tuple[TableSpec, list[LineageRow | LiteratureRow]]:
@@ -313,7 +321,7 @@ def as_latex(table: Table) -> str:
     """A `table` environment for LaTeX with the package booktabs; the files behind measured rows are comments."""
     rows = [["method", *table.columns]]
     rows += [[line.name, *_printed(line, table.columns)] for line in table.lines]
-    header, *body = [f"    {' & '.join(escaped(cell) for cell in row)} \\\\" for row in rows]
+    header, *body = [f"    {_as_row(row)} \\\\" for row in rows]
     caption = [f"  \\caption{{{escaped(table.caption)}}}"] if table.caption else []
     measured, cited = ([line for line in table.lines if bool(line.checkpoints) is own] for own in (True, False))
     notes = [f"  \\par {escaped(note)}" for note in (*_reasons(table), *_sources(cited))]
@@ -338,6 +346,12 @@ LATEX = {
 def escaped(text: str) -> str:
     """Text as LaTeX prints it."""
     return re.sub("|".join(map(re.escape, LATEX)), lambda found: LATEX[found[0]], text)
+
+
+def _as_row(cells: Sequence[str]) -> str:
+    r"""Cells in LaTeX. The \\ or \midrule before them would take a bracket or a star at their beginning for its own."""
+    row = " & ".join(map(escaped, cells))
+    return f"{{}}{row}" if row.startswith(("[", "*")) else row
 
 
 FORMS = {".md": as_markdown, ".tsv": as_tsv, ".tex": as_latex}
