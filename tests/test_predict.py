@@ -75,6 +75,37 @@ def test_what_is_found_is_what_evaluation_finds(checkpoint: Path, tmp_path: Path
     assert len(results) == sum(len(each.scores) for each in found.values())
 
 
+def test_an_image_that_is_annotated_as_stored_is_found_so(checkpoint: Path, command_line: CommandLine) -> None:
+    """Its EXIF orientation would turn it by a quarter; its annotations state the size without that."""
+    turned = Path(IMAGES) / "3.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(turned) as image:
+        stored = image.convert("RGB")
+    stored.save(turned, exif=exif)
+    expected = evaluated(checkpoint, 0, 1)[13]
+    assert command_line("predict", checkpoint, "--images", turned, "--out", "out", "--score", 0)[0] == 0
+    (image,) = json.loads(Path("out/images.json").read_text())["images"]
+    assert (image["id"], image["width"], image["height"]) == (13, *stored.size)
+    results = json.loads(Path("out/predictions.json").read_text())
+    x, y, width, height = torch.tensor([result["bbox"] for result in results]).T
+    boxes = torch.stack([x, y, x + width, y + height], 1)
+    torch.testing.assert_close(boxes, expected.boxes_xyxy, rtol=0, atol=1e-2)
+    plain = Path("photos/3.png")
+    plain.parent.mkdir()
+    stored.save(plain)
+    assert command_line("predict", checkpoint, "--images", plain, "--out", "plain", "--score", 1)[0] == 0
+    assert command_line("predict", checkpoint, "--images", turned, "--out", "out", "--score", 1)[0] == 0
+    pictures = [np.asarray(Image.open(f"{out}/pictures/3.png")) for out in ("plain", "out")]
+    assert np.array_equal(*pictures), "drawn as stored, too"
+
+
+def test_a_validation_image_of_another_size_than_stated_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (50, 40)).save(f"{IMAGES}/3.png")
+    with pytest.raises(UserError, match=r"image 13: .*val/3\.png is 50 x 40 pixels .* annotation file says 64 x 48"):
+        predict(checkpoint, Path(IMAGES), tmp_path / "out")
+
+
 def test_an_image_is_found_alike_alone_and_in_any_batch(checkpoint: Path, tmp_path: Path) -> None:
     expected = evaluated(checkpoint, 0, 2)
     (image_id, alone), *others = predict(

@@ -1,7 +1,7 @@
 """Detections in any images by any checkpoint, written in COCO's results form."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -53,8 +53,9 @@ def predict(
     image, and the categories, numbered from 1 in the order of the checkpoint's classes.
 
     Images are resized as the checkpoint's evaluation does, and batched by their resized size. The noise of an image is
-    keyed by its id: that of the validation split, where the checkpoint's dataset is in place and has the image, so that
-    it is detected as `noisebox evaluate` does under the same eval seed and steps; else one made of the file's name.
+    keyed by its id. Where the checkpoint's dataset is in place and its validation split has the image, id and size are
+    those stated there, so that it is detected as `noisebox evaluate` does under the same eval seed and steps, in the
+    frame of its annotations; else the id is made of the file's name.
 
     With `crops` a detector of family yolc looks again where objects crowd. With `visualize` what it saw in each image
     is written, too, as `looks/<file name>.npz`, see `noisebox.evaluation.aerial.write_every_look`.
@@ -75,7 +76,7 @@ def predict(
         name=str(images),
         classes=tuple(state["classes"]),
         category_ids=tuple(range(1, len(state["classes"]) + 1)),
-        images=tuple(read_records(files, image_ids(files, config))),
+        images=tuple(read_records(files, validation_images(config))),
         annotation_file=out / IMAGES,
     )
     make_folder(out)
@@ -97,7 +98,7 @@ def predict(
 def _as_told(record: ImageRecord) -> list[Any]:
     """What tells one image from another, or from what it was before."""
     status = record.path.stat()
-    return [record.id, str(record.path), status.st_size, status.st_mtime_ns]
+    return [record.id, record.width, record.height, str(record.path), status.st_size, status.st_mtime_ns]
 
 
 def load_detector(checkpoint: Path) -> tuple[Any, RunConfig, dict[str, Any]]:
@@ -133,42 +134,37 @@ def image_files(place: Path) -> list[Path]:
     return files
 
 
-def image_ids(files: Sequence[Path], config: RunConfig) -> list[int]:
-    """The id of each image: that of the validation split, given once, or else one made of the file's name."""
+def validation_images(config: RunConfig) -> dict[str, ImageRecord]:
+    """The images of the checkpoint's validation split by where they lie, links followed; none where it is not here."""
     try:
         manifest = manifest_of(config.dataset, graph.line_of(config.family))
         split = open_split(config.dataset, "val", manifest_file=manifest)
-        known = {os.path.realpath(image.path): image.id for image in split.images}
-    except UserError:  # the dataset of the checkpoint is not here
-        known = {}
-    return [known.pop(os.path.realpath(file), _id_of_name(file.name)) for file in files]
+    except UserError:
+        return {}
+    return {os.path.realpath(image.path): image for image in split.images}
 
 
-def _id_of_name(name: str) -> int:
-    return int.from_bytes(sha256(name.encode("utf-8", "surrogateescape")).digest()[:ID_BYTES], "big")
-
-
-def read_records(files: Sequence[Path], ids: Sequence[int]) -> list[ImageRecord]:
+def read_records(files: Sequence[Path], known: Mapping[str, ImageRecord]) -> list[ImageRecord]:
     """The images as records without annotations, each decoded once as a check.
 
-    Raises UserError naming the first that cannot be read.
+    One that is `known` by where it lies has the id and the size stated there, given once; any other an id made of its
+    file's name, and the size that it is shown in. Raises UserError naming the first that cannot be read.
     """
+    left = dict(known)
+    stated = [left.pop(os.path.realpath(file), None) for file in files]
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(_checked_record, files, ids))
+        return list(pool.map(_checked_record, files, stated))
 
 
-def _checked_record(file: Path, identity: int) -> ImageRecord:
+def _checked_record(file: Path, stated: ImageRecord | None) -> ImageRecord:
     try:
         content = file.read_bytes()
-        with Image.open(file) as image:
-            width, height = image.size
-            if image.getexif().get(EXIF_ORIENTATION) in ON_ITS_SIDE:
-                width, height = height, width
+        width, height = (stated.width, stated.height) if stated else _size_as_shown(file)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(f"{file} cannot be read as an image ({reason}); replace the file or leave it out") from None
     record = ImageRecord(
-        id=identity,
+        id=stated.id if stated else _id_of_name(file.name),
         file_name=file.name,
         path=file,
         width=width,
@@ -181,3 +177,14 @@ def _checked_record(file: Path, identity: int) -> ImageRecord:
     )
     decode_image(content, record)
     return record
+
+
+def _size_as_shown(file: Path) -> tuple[int, int]:
+    """Width and height of an image turned as its EXIF orientation says."""
+    with Image.open(file) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(EXIF_ORIENTATION) in ON_ITS_SIDE else (width, height)
+
+
+def _id_of_name(name: str) -> int:
+    return int.from_bytes(sha256(name.encode("utf-8", "surrogateescape")).digest()[:ID_BYTES], "big")

@@ -153,7 +153,9 @@ def load_photograph(root: Path, image: Picture) -> Image.Image:
     path = root / image.file
     try:
         with Image.open(path) as opened:
-            photograph = ImageOps.exif_transpose(opened).convert("RGB")
+            turned = ImageOps.exif_transpose(opened)
+            fits = turned.size == (image.width, image.height)  # else its annotations are meant as it is stored
+            photograph = (turned if fits else opened).convert("RGB")
     except FileNotFoundError:
         raise UserError(f"{path}, an image of the picture grid, does not exist: make or restore the data") from None
     except (UnidentifiedImageError, OSError) as error:
