@@ -2,10 +2,12 @@
 and what is said of a fault."""
 
 import contextlib
+import hashlib
 import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from pycocotools.coco import COCO as Judge
 from torchvision.datasets import VOCDetection
 
 from noisebox import graph
-from noisebox.data.catalog import load_dataset, prepare_dataset
+from noisebox.data.catalog import load_dataset, open_split, prepare_dataset
 from noisebox.data.coco import CocoSplit
 from noisebox.data.lvis import read_lvis
 from noisebox.data.voc import read_voc
@@ -269,6 +271,30 @@ def test_voc_form_with_other_classes(root: Path, tmp_path: Path) -> None:
     assert [record.labels.tolist() for record in chosen.images] == [[1], [0]]
     edited("Annotations/000001.xml", ">dog<", ">pear<")(folder)
     assert read_voc("voc/train", *paths, ["pear"]).objects_per_class() == {"pear": 1}
+
+
+def test_a_voc_list_may_name_images_in_folders(root: Path) -> None:
+    """Two of one name are two images; the files of the list are watched, and no other of their name."""
+    PUBLISHED["voc_2007"](root / "datasets")
+    folder = root / "datasets/VOC2007"
+    named = {"a/1": "000001", "b/1": "000003"}
+    for stem, of in named.items():
+        for kind, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+            (folder / kind / stem).parent.mkdir(exist_ok=True)
+            shutil.copy(folder / kind / f"{of}.{suffix}", folder / kind / f"{stem}.{suffix}")
+    (folder / "Annotations/1.xml").write_text("of another split")
+    plain = prepare_dataset("voc_2007", root)["splits"]["train"]
+    (folder / "ImageSets/Main/trainval.txt").write_text("a/1\nb/1\n")
+    manifest = prepare_dataset("voc_2007", root)
+    assert manifest["splits"]["train"]["objects"] == plain["objects"]
+    assert [record.file_name for record in opened("voc_2007", "train", root).images] == ["a/1.jpg", "b/1.jpg"]
+    for split, names in ((plain, ["000001.xml", "000003.xml"]), (manifest["splits"]["train"], ["a/1.xml", "b/1.xml"])):
+        of_files = [hashlib.sha256((folder / "Annotations" / name).read_bytes()).hexdigest() for name in names]
+        listing = "".join(f"{digest} {name}\n" for digest, name in zip(of_files, names, strict=True))
+        assert split["annotations_sha256"] == hashlib.sha256(listing.encode()).hexdigest()
+    edited("Annotations/b/1.xml", "<xmin>31<", "<xmin>32<")(folder)
+    with pytest.raises(UserError, match=r"VOC2007/Annotations has changed since"):
+        open_split("voc_2007", "train", root)
 
 
 def test_coco_names_are_those_that_the_miniature_has(root: Path) -> None:

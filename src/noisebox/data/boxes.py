@@ -4,7 +4,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -235,10 +235,10 @@ def _annotations_sha256(split: CocoSplit) -> str:
     if not split.annotation_file.is_dir():
         return sha256(split.annotation_file)
     if split.list_file:
-        files = [split.annotation_file / f"{record.path.stem}.xml" for record in split.images]
+        names = [str(PurePath(record.file_name).with_suffix(".xml")) for record in split.images]
     else:
-        files = sorted(split.annotation_file.glob("*.txt"))
-    listing = "".join(f"{sha256(file)} {file.name}\n" for file in files)
+        names = sorted(file.name for file in split.annotation_file.glob("*.txt"))
+    listing = "".join(f"{sha256(split.annotation_file / name)} {name}\n" for name in names)
     return hashlib.sha256(listing.encode()).hexdigest()
 
 

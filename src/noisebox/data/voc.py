@@ -7,6 +7,7 @@ know no other way to say so. In a crowd a detection lies by the share of its own
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -24,7 +25,8 @@ def read_voc(
     name: str, annotations: Path, images: Path, listed: Path, classes: Sequence[str] | None = None
 ) -> CocoSplit:
     """Read and check a split: `annotations` is the folder of XML files, `images` that of the .jpg files, and `listed`
-    names the images of the split, one a line. They are numbered from 1 in that order.
+    names the images of the split, one a line, without suffix; those of a folder below these two with that folder. They
+    are numbered from 1 in that order.
 
     `classes` selects and orders the classes, whether VOC's, which None takes all, or others. Objects of VOC's other
     classes are dropped; a name that is neither VOC's nor chosen is refused. Boxes are clipped to their image, those
@@ -34,7 +36,7 @@ def read_voc(
     given, records = 0, []
     for number, stem in enumerate(_listed(listed), start=1):
         record, boxes = _read(number, annotations / f"{stem}.xml", images / f"{stem}.jpg", names)
-        records.append(record)
+        records.append(replace(record, file_name=f"{stem}.jpg"))
         given += boxes
     tell_left_out(given - sum(len(record.labels) for record in records), annotations)
     return CocoSplit(name, names, tuple(range(1, len(names) + 1)), tuple(records), annotations, list_file=listed)
