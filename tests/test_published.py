@@ -229,12 +229,16 @@ def gone(path: str) -> Callable[[Path], None]:
 
 XML = "VOC2007/Annotations/000001.xml"
 TRAIN = "crowdhuman/annotation_train.odgt"
+GB = '<?xml version="1.0" encoding="GB2312"?><annotation>'
 BOMB = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotation>'
 FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
     ("coco_2017", gone("coco/annotations/instances_val2017.json"), "val.annotations: there is no file "),
     ("coco_2017", gone("coco/train2017/000000000025.jpg"), "image 2 has file_name '000000000025.jpg', but "),
     ("voc_2007", edited(XML, "</annotation>", ""), f"{XML}, line 6: this is not valid XML (no element found"),
     ("voc_2007", edited(XML, "<annotation>", BOMB), f"{XML} declares a document type, which no annotation needs"),
+    ("voc_2007", edited(XML, "<annotation>", GB), f"{XML}, line 1: its encoding cannot be read (multi-byte encodings"),
+    ("voc_2007", edited(XML, "<annotation>", GB.replace("GB2312", "bogus")), "(unknown encoding: bogus); save and"),
+    ("voc_2007", edited("VOC2007/ImageSets/Main/trainval.txt", "3\n", "3\0\n"), "trainval.txt, line 2 has a NUL byte"),
     ("voc_2007", edited(XML, ">dog<", ">dgo<"), f"{XML}: object 1 is of class 'dgo', which is unknown; did you"),
     ("voc_2007", edited(XML, "<xmin>1<", "<xmin>one<"), f"{XML}: object 1: bndbox/xmin is 'one'; it must be a number"),
     ("voc_2007", edited(XML, "<ymax>48</ymax>", ""), f"{XML}: object 1: bndbox/ymax is missing; it must be a number"),
@@ -246,6 +250,7 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
     ("crowdhuman", edited(TRAIN, '"gtboxes": [', '"gtboxes": [['), f"{TRAIN}, line 1: this is not valid JSON ("),
     ("crowdhuman", edited(TRAIN, "[40, 5, 10, 20]", "[40, 5, 10]"), f"{TRAIN}, line 1: box 2 of image '273"),
     ("crowdhuman", edited(TRAIN, "273275", "../273275"), f"{TRAIN}, line 2: image '../273275,train' is missing"),
+    ("crowdhuman", edited(TRAIN, "273275", 5000 * "7"), f"{TRAIN}, line 2: ID '77777777777777777777'... of 5006"),
     ("crowdhuman", gone("crowdhuman/Images/273275,train.jpg"), f"{TRAIN}, line 2: image '273275,train' is missing: "),
     ("lvis_v1", edited("lvis/lvis_v1_val.json", '"neg_category_ids": [7]', '"neg": [7]'), "image 1 has no list 'neg_c"),
     ("objects365", gone("objects365/train/patch0/objects365_v1_00000001.jpg"), "image 1 has file_name 'patch0/obj"),

@@ -56,7 +56,14 @@ def _read(number: int, line: str, images: Path) -> tuple[ImageRecord, int]:
     if not isinstance(identity, str) or not isinstance(boxes, list):
         raise ValueError('an image must be {"ID": "...", "gtboxes": [...]}')
     path = images / f"{identity}.jpg"
-    if path.parent != images or not path.is_file():
+    try:
+        there = path.parent == images and path.is_file()
+    except OSError as error:
+        raise ValueError(
+            f"ID {identity[:20]!r}... of {len(identity)} letters names no file ({error.strerror}); "
+            "it must be the name of an image, without .jpg"
+        ) from None
+    if not there:
         raise ValueError(f"image {identity!r} is missing: {path} does not exist")
     xywh, ignored = [], []
     for place, box in enumerate(boxes, start=1):

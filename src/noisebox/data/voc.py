@@ -46,10 +46,13 @@ def _listed(file: Path) -> list[str]:
     """The stems that a list of ImageSets/Main names; a second word of a line, which the lists of a class have, is left
     aside."""
     try:
-        words = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read as text ({error})") from None
-    stems = [line[0] for line in words if line]
+    for place, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise UserError(f"{file}, line {place} has a NUL byte, which no name may have; save the file as UTF-8")
+    stems = [line.split()[0] for line in lines if line.strip()]
     if not stems:
         raise UserError(f"{file} names no image; it must name one a line, without .jpg")
     if len(set(stems)) < len(stems):
@@ -98,6 +101,10 @@ def _parsed(file: Path) -> ElementTree.Element:
     except ElementTree.ParseError as error:
         raise UserError(
             f"{file}, line {error.position[0]}: this is not valid XML ({error.msg.partition(':')[0]})"
+        ) from None
+    except (ValueError, LookupError) as error:  # what the parser says of a declared encoding
+        raise UserError(
+            f"{file}, line 1: its encoding cannot be read ({error}); save and declare it as UTF-8"
         ) from None
     except UserError as error:
         raise UserError(f"{file} {error}") from None
