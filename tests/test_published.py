@@ -251,6 +251,7 @@ FAULTS: list[tuple[str, Callable[[Path], None], str]] = [
     ("crowdhuman", edited(TRAIN, "[40, 5, 10, 20]", "[40, 5, 10]"), f"{TRAIN}, line 1: box 2 of image '273"),
     ("crowdhuman", edited(TRAIN, "273275", "../273275"), f"{TRAIN}, line 2: image '../273275,train' is missing"),
     ("crowdhuman", edited(TRAIN, "273275", 5000 * "7"), f"{TRAIN}, line 2: ID '77777777777777777777'... of 5006"),
+    ("crowdhuman", edited(TRAIN, "273275", "273271"), f"{TRAIN}, line 2: image '273271,train' is in line 1 already"),
     ("crowdhuman", gone("crowdhuman/Images/273275,train.jpg"), f"{TRAIN}, line 2: image '273275,train' is missing: "),
     ("lvis_v1", edited("lvis/lvis_v1_val.json", '"neg_category_ids": [7]', '"neg": [7]'), "image 1 has no list 'neg_c"),
     ("objects365", gone("objects365/train/patch0/objects365_v1_00000001.jpg"), "image 1 has file_name 'patch0/obj"),

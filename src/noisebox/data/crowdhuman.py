@@ -30,11 +30,16 @@ def read_crowdhuman(name: str, annotations: Path, images: Path, classes: Sequenc
         lines = annotations.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{annotations} cannot be read as text ({error})") from None
-    given, records = 0, list[ImageRecord]()
+    given, records, line_of = 0, list[ImageRecord](), dict[Path, int]()
     for place, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 record, boxes = _read(len(records) + 1, line, images)
+                if line_of.setdefault(record.path, place) != place:
+                    raise ValueError(
+                        f"image {record.path.stem!r} is in line {line_of[record.path]} already; "
+                        "each image may be there once"
+                    )
             except ValueError as error:
                 raise UserError(f"{annotations}, line {place}: {error}") from None
             records.append(record)
