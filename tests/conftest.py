@@ -1,5 +1,6 @@
 """A copy of the project at scale `test`, for tests that run the graph."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -34,6 +35,24 @@ def threads_as_before() -> Iterator[None]:
     yield
     if torch:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of half a megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small tmpfs needs root and the right to mount")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)  # SQLite's connections may still be open
+
+
+def fill(place: Path) -> None:
+    with (place / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(1024))
 
 
 @pytest.fixture

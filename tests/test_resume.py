@@ -1,12 +1,10 @@
 """A training that is killed, refused or out of space, and started again, ends at the bytes of an uninterrupted one."""
 
-import contextlib
 import json
 import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, edit_yaml
+from conftest import ROOT, edit_yaml, fill
 from own_process import processes
 from toy_detector import CLASSES, ToyDetector, register, toy_ap, toy_batch, toy_batches, toy_config
 
@@ -429,24 +427,6 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file is in the way")
     with pytest.raises(UserError, match="run/work cannot be made"):
         train_toy(tmp_path / "run")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of half a megabyte."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a small tmpfs needs root and the right to mount")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def fill(place: Path) -> None:
-    with (place / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
-        while True:
-            filler.write(bytes(1024))
 
 
 @pytest.mark.parametrize(

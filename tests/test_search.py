@@ -11,8 +11,9 @@ from typing import Any
 
 import optuna
 import pytest
+import toy_search
 import yaml
-from conftest import ROOT, edit_yaml
+from conftest import ROOT, edit_yaml, fill
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -332,6 +333,32 @@ def test_a_damaged_study_is_told(project: Path) -> None:
     (project / "searches/rates/study.db").write_bytes(b"no database " * 100)
     with pytest.raises(UserError, match=r"study\.db cannot be used .* delete .*searches/rates and search again"):
         search_toy(path)
+
+
+def test_a_full_disk_is_told_and_loses_nothing(
+    project: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_search(project)
+    search_toy(path)
+    whole = rows(project)
+    (project / "searches").rename(project / "before")
+    (project / "searches").symlink_to(small_disk)
+
+    def filling(task: ToyTask, model: Any) -> float:
+        if (small_disk / "rates/trials/1").exists():
+            fill(small_disk)
+        return ToyTask.validate(task, model)
+
+    full = r"the disk is full: \S*searches/rates/study\.db could not be written; free some space and run again to go on"
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=full):
+        patched.setattr(toy_search, "open_task", type("Filling", (ToyTask,), {"validate": filling}))
+        search_toy(path)
+    with pytest.raises(UserError, match=r"the disk is full|No space left"):
+        search_toy(path)
+    (small_disk / "filler").unlink()
+    assert len(in_optuna("rates")) == len(RATES) and in_optuna("rates")[0].state.is_finished()
+    search_toy(path)
+    assert rows(project) == whole
 
 
 # Kills and company

@@ -4,8 +4,10 @@ It is one SQLite file in Optuna's form. Who is at work on a trial is told by a r
 however a process ends: so the trial of a killed process is free at once, and no clock is asked.
 """
 
+import errno
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -23,7 +25,7 @@ from noisebox import graph
 from noisebox.config.best import Status, Trial
 from noisebox.config.search import RangeConfig, Search, is_number
 from noisebox.errors import UserError
-from noisebox.files import BusyError, only_here
+from noisebox.files import BusyError, only_here, unwritable
 from noisebox.randomness import seed_of
 from noisebox.training.provenance import difference
 
@@ -49,20 +51,29 @@ class Study:
         """
         self.search, self.folder = search, search.root / graph.search_folder(search.name)
         now = json.loads(json.dumps(inputs))
-        with only_here(self.folder / "lock"):
-            try:
-                self._open()
-                if changed := self._changed(now):
-                    self._begin_anew(changed)
-                self._study.set_user_attr("inputs", now)
-                for values in search.plan[len(self._study.get_trials(deepcopy=False)) :]:
-                    self._add(values)
-            except (StorageInternalError, DatabaseError) as error:
-                cause = " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())
-                raise UserError(
-                    f"{self.folder / STUDY} cannot be used ({cause}); mend that, or delete {self.folder} "
-                    "and search again"
-                ) from None
+        with only_here(self.folder / "lock"), self.in_use():
+            self._open()
+            if changed := self._changed(now):
+                self._begin_anew(changed)
+            self._study.set_user_attr("inputs", now)
+            for values in search.plan[len(self._study.get_trials(deepcopy=False)) :]:
+                self._add(values)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Raises UserError where the block could not read or write the study; what was entered before stays."""
+        path = self.folder / STUDY
+        try:
+            yield
+        except (StorageInternalError, DatabaseError) as error:
+            of_sql = error.__cause__ if isinstance(error, StorageInternalError) else error
+            cause = getattr(of_sql, "orig", None) or of_sql or error  # SQLite's own words, without the statement
+            if getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise unwritable(path, OSError(errno.ENOSPC, str(cause))) from None
+            said = " ".join(str(cause).split())
+            raise UserError(
+                f"{path} cannot be used ({said}); mend that, or delete {self.folder} and search again"
+            ) from None
 
     def _open(self) -> None:
         waiting = {"connect_args": {"timeout": SECONDS_FOR_OTHERS}}

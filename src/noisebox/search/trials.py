@@ -47,9 +47,10 @@ def run_search(search: Search, told: Told) -> list[Trial]:
     base = search.resolved({})
     check_device(base)
     runner = _Runner(search, base)
-    for trial in runner.until_finished():
-        told(trial)
-    found = runner.study.results()
+    with runner.study.in_use():
+        for trial in runner.until_finished():
+            told(trial)
+        found = runner.study.results()
     write_trials(search.root / graph.search_csv(search.name), found)
     return found
 
