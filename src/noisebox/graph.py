@@ -133,6 +133,7 @@ FAMILY_CODE: dict[str, tuple[str, ...]] = {
         "src/noisebox/config/diffusiondet.py",
         *_DIFFUSION,
         "src/noisebox/models/backbone.py",
+        "src/noisebox/models/clipping.py",
         "src/noisebox/models/giou.py",
         "src/noisebox/models/diffusiondet",
     ),
@@ -140,6 +141,7 @@ FAMILY_CODE: dict[str, tuple[str, ...]] = {
         *_DETECTION,
         "src/noisebox/config/detr.py",
         "src/noisebox/models/backbone.py",
+        "src/noisebox/models/clipping.py",
         "src/noisebox/models/giou.py",
         "src/noisebox/models/detr",
     ),
@@ -147,6 +149,7 @@ FAMILY_CODE: dict[str, tuple[str, ...]] = {
         *_DETECTION,
         "src/noisebox/config/yolc.py",
         "src/noisebox/models/backbone.py",
+        "src/noisebox/models/clipping.py",
         "src/noisebox/models/yolc",
     ),
     "bev": (

@@ -1,0 +1,1 @@
+../../src/noisebox/models/clipping.py
