@@ -40,7 +40,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "yolc": {
         "solver.subset_size": 1, "solver.batch_size": 1, "solver.max_iter": 200, "solver.base_lr": 5e-3,
-        "solver.clip_norm": 10.0, "model.hidden_dim": 16, "model.heatmap_channels": 2, "model.train_on_crops": False,
+        "solver.clip_norm": 10.0, "model.hidden_dim": 16, "model.heatmap_channels": 2, "model.train_on_crops": 0,
     },
     "lss": FINE_LIFT,
     "diffbev": FINE_LIFT,
