@@ -83,7 +83,7 @@ class Detr(Detector):
         self.check_sampling(sampling)
         boxes = box_convert(encoded.boxes[-1], "cxcywh", "xyxy") * batch.original_whwh[:, None]
         scores, labels = encoded.logits[-1].softmax(-1)[..., :-1].max(-1)
-        images = [_ranked(*row) for row in zip(boxes, scores, labels, batch.original_hw.tolist(), strict=True)]
+        images = [_ranked(*row) for row in zip(boxes, scores, labels, batch.original_whwh, strict=True)]
         return [list(images) for _ in eval_seeds]
 
 
@@ -138,9 +138,9 @@ def _in_their_words(config: DetrConfig, num_classes: int) -> TransformersConfig:
     )
 
 
-def _ranked(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, size_hw: list[int]) -> Detections:
+def _ranked(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, image_whwh: Tensor) -> Detections:
     """One image's boxes clipped to it, those left without an area dropped, in falling order of score."""
-    boxes_xyxy, has_area = clipped(boxes_xyxy, boxes_xyxy.new_tensor(size_hw).flip(0).repeat(2))
+    boxes_xyxy, has_area = clipped(boxes_xyxy, image_whwh)
     order = scores.argsort(descending=True, stable=True)
     kept = order[has_area[order]]
     return Detections(boxes_xyxy[kept], scores[kept], labels[kept])

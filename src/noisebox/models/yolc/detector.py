@@ -119,8 +119,8 @@ class Yolc(Detector):
     def found(self, sights: Sequence[Sight], batch: Batch) -> list[Detections]:
         """What was found in each image of a batch, in pixels of the stored images."""
         return [
-            _restore(sight.found, size_hw, original_hw)
-            for sight, size_hw, original_hw in zip(sights, batch.sizes_hw, batch.original_hw, strict=True)
+            _restore(sight.found, image_whwh, original_whwh)
+            for sight, image_whwh, original_whwh in zip(sights, batch.image_whwh, batch.original_whwh, strict=True)
         ]
 
     @torch.no_grad()
@@ -176,8 +176,7 @@ def _drawn(regions: Tensor, share: float, seed: int, step: int, image_id: int) -
     return regions[order[: int(torch.rand((), generator=generator) < share)]]
 
 
-def _restore(found: Detections, size_hw: Tensor, original_hw: Tensor) -> Detections:
+def _restore(found: Detections, image_whwh: Tensor, original_whwh: Tensor) -> Detections:
     """Boxes in pixels of the resized image, brought to those of the stored one and clipped to it."""
-    scale = (original_hw / size_hw).flip(-1).repeat(2)
-    boxes_xyxy, _ = clipped(found.boxes_xyxy * scale, original_hw.flip(-1).repeat(2).to(scale))
+    boxes_xyxy, _ = clipped(found.boxes_xyxy * (original_whwh / image_whwh), original_whwh)
     return Detections(boxes_xyxy, found.scores, found.labels)
