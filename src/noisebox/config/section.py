@@ -24,10 +24,10 @@ class Section(BaseModel):
     @classmethod
     def _numbers_are_numbers(cls, values: Any) -> Any:
         for key, value in values.items() if isinstance(values, dict) else ():
-            field = cls.model_fields.get(key)
-            kinds = _kinds(field.annotation) if field else set()
-            if kinds & {int, float} and bool not in kinds and _holds_truth(value):
-                raise ValueError(f"{key} must be a number, not {value!r}")
+            if _holds_truth(value) and (field := cls.model_fields.get(key)):
+                kinds = _kinds(field.annotation)
+                if kinds & {int, float} and bool not in kinds:
+                    raise ValueError(f"{key} must be a number, not {value!r}")
         return values
 
 
