@@ -101,6 +101,14 @@ def record():
     subprocess.run([sys.executable, "-m", "noisebox", "record"], input=json.dumps(told), text=True, check=False)
 
 
+# To keep to a rate of submissions, Snakemake looks for jobs again a second later, once more for every job that has
+# ended: after some hundred that takes a core. Its own rate of 100 a second limits nothing here; a user's does.
+onstart:
+    rate = workflow.scheduling_settings.max_jobs_per_timespan
+    if (rate.max_jobs, rate.timespan) == (100, 1):
+        workflow.scheduler.job_rate_limiter = None
+
+
 onsuccess:
     record()
 

@@ -24,7 +24,8 @@ def by_snakemake(tmp_path_factory: pytest.TempPathFactory, new_project: Callable
     """A project whose whole graph Snakemake has made, with a remote to share it through; tests work on copies."""
     root = new_project(tmp_path_factory.mktemp("snakemake") / "project")
     run(root, "dvc", "remote", "add", "-q", "-d", "shared", str(root.parent / "remote"))
-    run(root, "snakemake", "--cores", "2")
+    said = run(root, "snakemake", "--cores", "2", "--verbose").stderr
+    root.with_name("snakemake.log").write_text(said)
     return root
 
 
@@ -55,6 +56,12 @@ def test_snakemake_leaves_both_engines_with_nothing_to_do(made: Path) -> None:
     assert planned(made) == []
     assert UP_TO_DATE in run(made, "dvc", "status").stdout
     assert not [*made.glob("runs/*/seed*/work"), *made.glob("runs/*/seed*/.finished")]
+
+
+def test_snakemake_looks_for_jobs_when_one_has_ended(by_snakemake: Path) -> None:
+    """Not also every second, and by each job that has ended once more a second: that took a core of two."""
+    said = by_snakemake.with_name("snakemake.log").read_text()
+    assert 1 < said.count("Ready jobs: ") <= 1 + said.count("Finished jobid: ")
 
 
 def test_a_clone_with_only_the_report_makes_everything(made: Path) -> None:
