@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from pydantic import ValidationError
 from small_bev import CLASSES, SMALL, make_batch, make_segmenter
@@ -167,6 +168,17 @@ def test_the_clean_estimate_is_that_of_the_scheduler_and_inverts_the_noise(predi
     other = normal(tuple(clean.shape), 0, "anything")
     theirs = scheduler.step(other, t, noisy).pred_original_sample
     assert torch.allclose(model.diffusion.clean_estimate(noisy, other, times), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("timesteps", [2, 10, 100, 1000, 4000])
+def test_at_the_last_time_hardly_anything_but_noise_is_left_however_many_there_are(schedule, timesteps):
+    model = make_segmenter({"beta_schedule": schedule, "timesteps": timesteps})
+    signal = model.diffusion.scheduler.alphas_cumprod
+    assert len(signal) == timesteps
+    assert 0 < signal[-1] < 1e-3
+    if timesteps == 1000:
+        assert torch.equal(signal, DDIMScheduler(beta_schedule=schedule).alphas_cumprod)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

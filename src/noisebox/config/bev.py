@@ -86,7 +86,8 @@ class BevDiffusionConfig(Section):
 
     `conditions` guide the denoiser: the BEV `feature` itself, its `semantic` map, the `depth` distribution seen from
     above. `prediction` is what the denoiser says, and `Ldiff` measures: the noise (`epsilon`), the clean feature
-    (`sample`), or the velocity between them (`v_prediction`, Salimans and Ho 2022).
+    (`sample`), or the velocity between them (`v_prediction`, Salimans and Ho 2022). In any number of `timesteps` a
+    `beta_schedule` adds so much noise that hardly anything else is left.
     """
 
     conditions: Annotated[tuple[Condition, ...], Field(min_length=1)] = ("feature", "semantic", "depth")

@@ -19,6 +19,11 @@ from noisebox.randomness import KeyedRows
 # What the denoiser says of a normalised feature is held to this many standard deviations.
 LARGEST = 3.0
 
+# The first and the last beta of linear schedules, which are made for so many timesteps. In fewer, each must be as much
+# larger: else little noise would be added in all, and sampling begin at more than training ever showed.
+BETAS, MADE_FOR = (1e-4, 0.02), 1000
+LARGEST_BETA = 0.999  # as in squaredcos_cap_v2
+
 
 class BevDiffusion(nn.Module):
     """The denoiser, its schedule, and the attention that brings what it found back into the BEV feature."""
@@ -35,8 +40,11 @@ class BevDiffusion(nn.Module):
         channels = {"feature": config.bev_channels, "semantic": num_classes, "depth": 1}
         given = sum(channels[name] for name in self.conditions)
         self.unet = _unet(config.bev_channels, given, config.denoiser)
+        first, last = (min(beta * (MADE_FOR / self.timesteps), LARGEST_BETA) for beta in BETAS)
         self.scheduler = DDIMScheduler(
             num_train_timesteps=self.timesteps,
+            beta_start=first,
+            beta_end=last,
             beta_schedule=diffusion.beta_schedule,
             prediction_type=self.prediction,
             clip_sample_range=LARGEST,
