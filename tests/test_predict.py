@@ -198,6 +198,8 @@ def test_refusals_come_before_the_model_runs(checkpoint: Path, tmp_path: Path, m
     for place, complaint in ((tmp_path / "nothing", "holds no image"), (tmp_path / "absent", "does not exist")):
         with pytest.raises(UserError, match=complaint):
             predict(checkpoint, place, tmp_path / "out")
+    with pytest.raises(UserError, match="1001 sample steps do not fit a schedule of 1000 timesteps"):
+        predict(checkpoint, folder, tmp_path / "out", steps=1001)
     assert not (tmp_path / "out").exists()
     (tmp_path / "README.md").write_text("a file is in the way")
     for place, complaint in (("README.md", "File exists"), ("README.md/sub", "Not a directory")):

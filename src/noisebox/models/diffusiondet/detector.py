@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from noisebox.config import Sampling
 from noisebox.config.diffusiondet import DiffusionDetConfig, DistillConfig, LossConfig
-from noisebox.diffusion.sampler import NO_QUALITY_HEAD, Denoise, Prediction, RowKey, ScoredBoxes, box_sampler
+from noisebox.diffusion.sampler import (
+    NO_QUALITY_HEAD,
+    Denoise,
+    Prediction,
+    RowKey,
+    ScoredBoxes,
+    box_sampler,
+    sampling_times,
+)
 from noisebox.errors import UserError
 from noisebox.models import NO_CROPS, Detector
 from noisebox.models.backbone import Backbone
@@ -151,6 +159,7 @@ class DiffusionDet(Detector):
         check_teacher(self, cast(DiffusionDet, teacher))
 
     def check_sampling(self, sampling: Sampling) -> None:
+        sampling_times(self.config.timesteps, sampling.steps)  # or raises
         if sampling.guidance.scale > 0 and not self.config.quality_head:
             raise UserError(NO_QUALITY_HEAD)
         if sampling.crops:
