@@ -300,6 +300,12 @@ MISTAKES = {
     "recipes/baseline.yaml: loss.giou_weight: input should be greater than or equal to 0, not -2": {
         "loss": {"giou_weight": -2}
     },
+    "recipes/baseline.yaml: model.pixel_mean.0: input should be less than or equal to 1, not 123.675": {
+        "model": {"pixel_mean": [123.675, 116.28, 103.53]}
+    },
+    "recipes/baseline.yaml: model.pixel_std.0: input should be less than or equal to 1, not 58.395": {
+        "model": {"pixel_std": [58.395, 57.12, 57.375]}
+    },
     "recipes/baseline.yaml: loss.class_weight: input should be a finite number": {"loss": {"class_weight": math.inf}},
     "recipes/baseline.yaml: solver: max_iter must be a number, not True": {"solver": {"max_iter": True}},
     "recipes/baseline.yaml: solver: decay_at must be a number, not [0.5, True]": {"solver": {"decay_at": [0.5, True]}},

@@ -12,8 +12,9 @@ from noisebox.errors import UserError, what_fits
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DURATIONS = ("max_iter", "epochs")  # keys of a solver, of which one holds
-Colour = tuple[float, float, float]  # red, green, blue, each from 0 to 1
-ColourSpread = tuple[AboveZero, AboveZero, AboveZero]
+Colour = tuple[Fraction, Fraction, Fraction]  # red, green, blue; on the scale of 0 to 255, numbers would be too large
+Spread = Annotated[float, Field(gt=0, le=1)]
+ColourSpread = tuple[Spread, Spread, Spread]
 IMAGENET_MEAN: Colour = (0.485, 0.456, 0.406)
 IMAGENET_STD: ColourSpread = (0.229, 0.224, 0.225)
 AUTO = 0  # the batch size that is yet to be found

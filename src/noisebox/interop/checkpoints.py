@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from noisebox import graph
 from noisebox.config import ImageConfig, RunConfig, ScaleConfig, SmokeConfig, SolverConfig
 from noisebox.config.diffusiondet import AnisoNoiseConfig, DiffusionDetConfig, GeoBiasConfig, LossConfig, SamplerConfig
-from noisebox.config.run import Colour
 from noisebox.config.section import check_section
 from noisebox.data.catalog import load_dataset
 from noisebox.data.coco import declared_classes
@@ -60,8 +59,8 @@ class Untold:
     attention_heads: int = 8
     sampling_ratio: int = 2
     snr_scale: float = 2.0
-    pixel_mean: Colour | None = None
-    pixel_std: Colour | None = None
+    pixel_mean: tuple[float, float, float] | None = None
+    pixel_std: tuple[float, float, float] | None = None
     bgr: bool = False
     size: tuple[int, int] = (800, 1333)
     stride_in_3x3: bool = False
