@@ -213,6 +213,17 @@ def test_maps_shown_are_those_of_the_evaluation(project: Path, command_line: Com
     assert not np.array_equal(other.predicted, every[3].predicted)
 
 
+def test_the_cells_of_an_eval_seed_that_is_listed_twice_count_once(project: Path) -> None:
+    checkpoint = Path(graph.checkpoint("diffbev", 0))
+    model, config, state = load_model(checkpoint)
+    split, grid = BevTask(config).val, config.model.grid
+    line = BevLine(protocol={"eval_seeds": [4, 0, 4], "sample_steps": [1]})
+    evaluate(model, config, checkpoint, line, split, state["classes"])
+    content = json.loads(Path("evals/diffbev/seed0/confusion.json").read_text())
+    cells = {entry["eval_seed"]: sum(map(sum, entry["cells"].values())) for entry in content["counts"]}
+    assert cells == dict.fromkeys((4, 0), len(split) * grid.rows * grid.columns)
+
+
 def test_damaged_weights_are_told_with_the_image(project: Path) -> None:
     model, config, _ = load_model(Path(graph.checkpoint("lss", 0)))
     with torch.no_grad():

@@ -140,7 +140,8 @@ def evaluate(
     Raises UserError when the model cannot sample so, or was trained for other classes than the dataset has.
     """
     check_classes(checkpoint, classes, split.classes, config.dataset)
-    asked = asked_of(model, dict.fromkeys(line.protocol.asked(), line.protocol.eval_seeds))
+    eval_seeds = list(dict.fromkeys(line.protocol.eval_seeds))  # the cells of one that comes twice would count twice
+    asked = asked_of(model, dict.fromkeys(line.protocol.asked(), eval_seeds))
     check_fit(model, checkpoint, asked)
     pictured = pictured_places(line, split)
     placed(model, config)
