@@ -754,6 +754,18 @@ def test_a_protocol_with_nothing_to_show(tmp_path: Path, changed: dict[str, dict
     assert words in (tmp_path / "reports/summary.md").read_text()
 
 
+def test_protocols_that_no_lineage_is_asked(tmp_path: Path) -> None:
+    """As they stay declared where an experiment has come to name other lineages."""
+    others = {name: protocol for name, protocol in PROTOCOLS.items() if name != "ablations"}
+    experiment = an_experiment(protocols=others, asked=dict.fromkeys(others, ()))
+    summary.write_report(experiment, evaluated(tmp_path, experiment))
+    text = (tmp_path / "reports/summary.md").read_text()
+    for name in others:
+        assert f"\n\nNo lineage is asked the protocol {name}.\n\n" in text
+        plot = {"steps": "tradeoff"}.get(name, name)
+        assert f"plots/{plot}.png" not in text and (tmp_path / f"reports/plots/{plot}.png").exists()
+
+
 @pytest.mark.usefixtures("without_plots")
 def test_a_teacher_that_is_not_the_checkpoint_learned_from_is_told(tmp_path: Path) -> None:
     experiment = a_full_experiment()

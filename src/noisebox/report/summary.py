@@ -101,8 +101,7 @@ def gather(experiment: ExperimentConfig, root: Path) -> Evidence:
     lineages, seeds = experiment.detectors(), dict.fromkeys(experiment.train_seeds)
     runs = [read_run(lineage, seed, root) for lineage in lineages for seed in seeds]
     rows = asked(runs, experiment)
-    if experiment.protocols.distillation:
-        compared = experiment.lineages_asked("distillation")
+    if experiment.protocols.distillation and (compared := experiment.lineages_asked("distillation")):
         rows["distillation"] = under_all(runs, compared, experiment.protocols.distillation.eval_seeds)
     iterations = {name: listed(run.iterations for run in runs if run.lineage == name) for name in lineages}
     taught = tables.students(runs, experiment.lineages_asked("distillation"))
@@ -194,7 +193,8 @@ def nothing_to_show(experiment: ExperimentConfig, found: Tables) -> dict[str, st
         missing["guidance"] = "The protocol guidance has no scale above 0."
     if "distillation" in declared and found.distillation.empty:
         missing["distillation"] = "The protocol distillation has no student at the steps that it asks for."
-    return missing
+    of_none = [name for name in declared if not experiment.lineages_asked(name)]
+    return missing | {name: f"No lineage is asked the protocol {name}." for name in of_none}
 
 
 def training_curves(runs: Sequence[Run]) -> list[Curve]:
