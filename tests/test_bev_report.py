@@ -117,6 +117,19 @@ def test_a_baseline_with_noise_is_held_against_its_own_step_counts(tmp_path: Pat
     assert list(table["delta"]) == pytest.approx([-8.5, -9.5, -1.75])
 
 
+def test_a_baseline_with_noise_that_was_not_asked_one_step_is_taken_at_its_fewest(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_evaluation(tmp_path, "diffbev", seed, {(e, n): DIFFBEV[seed][e, 3] + n for e in (0, 2) for n in (3, 5)})
+        write_evaluation(tmp_path, "lss", seed, {(0, 1): LSS[seed]})
+    experiment = an_experiment(["diffbev", "lss"], [0, 1], eval_seeds=(0, 2), steps=(5, 3))
+    evidence = bev.gather(experiment, tmp_path)
+    found = bev.tabulated(evidence)
+    (row,) = found.bev_differences.to_dict("records")
+    assert [row[name] for name in ("run", "sample_step", "reference_step", "pairs")] == ["lss", 1, 3, 4]
+    assert row["delta"] == pytest.approx(31.5 - 38.75)
+    assert "| `diffbev` at 3 steps |" in "\n".join(bev.section(evidence, found))
+
+
 def test_one_train_seed_has_no_verdict(root: Path) -> None:
     experiment = EXPERIMENT.model_copy(update={"train_seeds": [1]})
     found = bev.tabulated(bev.gather(experiment, root))

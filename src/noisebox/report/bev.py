@@ -131,14 +131,15 @@ def bev_table(evidence: BevEvidence) -> pd.DataFrame:
 
 def differences_table(evidence: BevEvidence) -> pd.DataFrame:
     """`tables/bev_differences.tsv`: the mIoU of each lineage at each step count minus the baseline's, at the same step
-    count if it has one, else at the only one of a model that draws no noise."""
+    count if it has one, else at its fewest: one of the two draws no noise."""
     measured = dict(iter(evidence.results.groupby(CELL, sort=False)))
+    fewest = evidence.results.groupby("run")["sample_step"].min()
     rows: list[Row] = []
     for (run, steps), own in measured.items():
         baseline = evidence.lineages[0]
         if run == baseline:
             continue
-        reference_steps = steps if (baseline, steps) in measured else 1
+        reference_steps = steps if (baseline, steps) in measured else fewest[baseline]
         theirs = measured[baseline, reference_steps]
         delta = difference(*_paired(own, theirs), "mIoU")
         row = {"run": run, "reference": baseline, "sample_step": steps, "reference_step": reference_steps}
@@ -339,9 +340,10 @@ DIFFERENCE_HEADER = [
 
 
 def _difference_cells(row: Row) -> list[str]:
-    p = row["delta_p_holm"]
+    p, steps = row["delta_p_holm"], row["reference_step"]
+    at = "" if steps in (1, row["sample_step"]) else f" at {plural(steps, 'step')}"
     return [
-        *[f"`{row['run']}`", str(row["sample_step"]), number(row["mIoU"]), f"`{row['reference']}`"],
+        *[f"`{row['run']}`", str(row["sample_step"]), number(row["mIoU"]), f"`{row['reference']}`{at}"],
         *[number(row["reference_mIoU"]), *sections.judged_cells(row, "delta")],
         *[ABSENT if math.isnan(p) else sections.p_cell(p), str(row["pairs"]), str(row["train_seeds"])],
     ]
