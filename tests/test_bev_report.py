@@ -344,6 +344,14 @@ def test_lineages_that_show_other_images_stand_not_side_by_side(root: Path) -> N
 # What is refused
 
 
+def test_an_evaluation_of_before_the_protocol_asked_for_more_is_told(root: Path) -> None:
+    """One row is all that there is to say of a model that draws no noise, and of no other."""
+    for seed in (0, 1):
+        write_evaluation(root, "diffbev", seed, {(0, 1): DIFFBEV[seed][0, 1]}, ("Lwce", "Ldiff"))
+    with pytest.raises(UserError, match=r"diffbev/seed0/results.tsv has no row for 1 sampling step under eval seed 2"):
+        bev.gather(EXPERIMENT, root)
+
+
 @pytest.mark.parametrize("name", graph.BEV_EVALUATION_FILES)
 def test_a_missing_file_is_named_with_what_makes_it(root: Path, name: str) -> None:
     (root / "evals/diffbev/seed1" / name).unlink()

@@ -58,6 +58,11 @@ class BevRun:
     provenance: dict[str, Any]
     iterations: int
 
+    @property
+    def denoises(self) -> bool:
+        """Whether it learned to, so that its evaluation draws noise."""
+        return "Ldiff" in self.training and bool(self.training["Ldiff"].notna().any())
+
 
 def read_bev_run(lineage: str, train_seed: int, root: Path) -> BevRun:
     """Read what `noisebox evaluate` wrote; raises UserError naming a file that is missing or broken."""
@@ -86,7 +91,7 @@ def read_training(path: Path) -> pd.DataFrame:
 
 def asked_of(runs: Sequence[BevRun], protocol: ProtocolConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Of the runs of one lineage the rows of results.tsv and speed.tsv that the protocol asks for: rising steps, train
-    seeds as given. All rows where every run has the one of a model that draws no noise.
+    seeds as given. All rows where every run has the one of a model that draws no noise, and is none that denoises.
 
     Raises UserError, naming file and command, when a row is missing.
     """
@@ -94,7 +99,8 @@ def asked_of(runs: Sequence[BevRun], protocol: ProtocolConfig) -> tuple[pd.DataF
     every = [
         (seed, steps) for steps in sorted(set(protocol.sample_steps)) for seed in dict.fromkeys(protocol.eval_seeds)
     ]
-    wanted = [ONCE] if all(place == [ONCE] for place in places) else every
+    is_noiseless = all(place == [ONCE] for place in places) and not any(run.denoises for run in runs)
+    wanted = [ONCE] if is_noiseless else every
     for run, place in zip(runs, places, strict=True):
         for seed, steps in wanted:
             if (seed, steps) not in place:
