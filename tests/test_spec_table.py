@@ -166,6 +166,23 @@ def test_train_seeds_under_other_eval_seeds_are_not_mixed(reported: Path) -> Non
     assert line.missing == {}
 
 
+def test_results_on_different_data_are_neither_mixed_nor_shown_without_a_word(reported: Path) -> None:
+    """As where one lineage, or one train seed of it, was trained again after a change of the data."""
+    rows = [{"lineage": name, "train_seeds": seeds} for name, seeds in (("baseline", [0]), (FINETUNE, [0, 1]))]
+    assert "Not comparable" not in as_markdown(table_of(reported, ["AP"], *rows, LITERATURE | {"values": {}}))
+    provenance = Path(results_path(FINETUNE, 0)).with_name("run.json")
+    before = json.loads((reported / provenance).read_text())["data_hash"][:12]
+    edit(reported, str(provenance), lambda text: text.replace(before, "0123456789ab"))
+    either = [f"tiny, sha256 {known} (6 images)" for known in ("0123456789ab", before)]
+    whole = table_of(reported, ["AP"], *rows)
+    assert whole.lines[1].missing == {
+        "AP": f"its results are on {' and '.join(either)}: choose some by train_seeds or eval_seeds"
+    }
+    one = table_of(reported, ["AP"], *(row | {"train_seeds": [0]} for row in rows))
+    told = f"Not comparable, because the data differ: baseline on {either[1]}; {FINETUNE} on {either[0]}"
+    assert told in as_markdown(one) and f"\\par {told}" in as_latex(one) and set(one.lines[1].values) == {"AP"}
+
+
 def test_a_broken_evaluation_is_an_error(reported: Path) -> None:
     edit(reported, results_path("baseline", 0), lambda text: text[:-5] + "\tx\n")
     with pytest.raises(UserError, match="is the file cut off"):

@@ -107,13 +107,15 @@ class TableSpec(Section):
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the finished table: by column its value or the reason why there is none, and what it stands on."""
+    """A row of the finished table: by column its value or the reason why there is none, and what it stands on; `data`
+    is what a lineage was measured on, if that is known."""
 
     name: str
     values: Mapping[str, float | str]
     missing: Mapping[str, str]
     source: str
     checkpoints: str = ""  # none behind values from the literature
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def _of_lineage(row: LineageRow, seeds: Sequence[int], columns: Sequence[str], r
         except _Missing as reason:
             missing[column] = str(reason)
     name = row.name or (f"{row.lineage} (imported)" if row.imported else row.lineage)
-    return Line(name, values, missing, *measured.evidence(columns))
+    return Line(name, values, missing, *measured.evidence(columns), measured.data)
 
 
 @dataclass(frozen=True)
@@ -232,17 +234,24 @@ class _Measured:
                 raise _Missing(
                     f"train seed {seed} was evaluated under the eval seeds {_joined(there)}, not {_joined(wanted)}"
                 )
-        if self.row.imported:
-            self._of_one_dataset(rows)
+        if not self.row.imported:
+            rows["dataset"] = rows["train_seed"].map({seed: self._trained_on(seed) for seed in self.seeds})
+        if len(sets := _datasets(rows)) > 1:
+            raise _Missing(f"its results are on {' and '.join(sets)}: choose some by train_seeds or eval_seeds")
         return rows
 
-    def _of_one_dataset(self, rows: pd.DataFrame) -> None:
-        """Raises _Missing where a mean would be over results on several datasets, or on parts of one."""
-        named = rows["dataset"].fillna("") if "dataset" in rows else [""] * len(rows)
-        sets = dict.fromkeys(zip(named, rows["images"], strict=True))
-        if len(sets) > 1:
-            told = " and ".join(f"{name or 'no named dataset'} ({count or '?'} images)" for name, count in sets)
-            raise _Missing(f"its results are on {told}: choose some by train_seeds or eval_seeds")
+    def _trained_on(self, seed: int) -> str:
+        """A dataset's name and hash, by the run.json beside the results; nothing where there is none."""
+        path = self.root / results_path(self.row.lineage, seed)
+        told = read_json(path.with_name("run.json")) if path.with_name("run.json").exists() else {}
+        return ", sha256 ".join(filter(None, (told.get("dataset"), (told.get("data_hash") or "")[:12])))
+
+    @property
+    def data(self) -> str:
+        """What was measured on; nothing where that is what logs say, or nothing was measured."""
+        with suppress(_Missing):
+            return "" if self.row.imported else _datasets(self.results)[0]
+        return ""
 
     @cached_property
     def speed(self) -> pd.DataFrame:
@@ -278,6 +287,13 @@ class _Measured:
             logs = {source.rpartition(":")[0] for table in tables for source in table["source"]}
             paths = f"{paths}, imported from {markdown.plural(len(logs), 'log')} (column source)"
         return paths or "nothing evaluated", digests
+
+
+def _datasets(rows: pd.DataFrame) -> list[str]:
+    """What some results are on: each dataset, and part of one, in words."""
+    named = rows["dataset"].fillna("") if "dataset" in rows else [""] * len(rows)
+    sets = dict.fromkeys(zip(named, rows["images"], strict=True))
+    return [f"{name or 'no named dataset'} ({count or '?'} images)" for name, count in sets]
 
 
 def _joined(values: Sequence[int]) -> str:
@@ -370,7 +386,11 @@ def _printed(line: Line, columns: Sequence[str]) -> list[str]:
 
 
 def _reasons(table: Table) -> list[str]:
-    return [f"{markdown.ABSENT} {line.name}, {reason}" for line in table.lines for reason in _told(line)]
+    """Why cells are empty, and rows not comparable."""
+    absent = [f"{markdown.ABSENT} {line.name}, {reason}" for line in table.lines for reason in _told(line)]
+    names = {line.data: [each.name for each in table.lines if each.data == line.data] for line in table.lines}
+    measured = [f"{markdown.listed(of_data)} on {data}" for data, of_data in names.items() if data]
+    return absent + ([f"Not comparable, because the data differ: {'; '.join(measured)}"] if len(measured) > 1 else [])
 
 
 def _told(line: Line) -> list[str]:
