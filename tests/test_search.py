@@ -241,6 +241,16 @@ def halved(curves: Sequence[Sequence[float]], rungs: Sequence[int]) -> list[tupl
     return ends
 
 
+def test_nothing_is_given_up_at_its_last_evaluation(project: Path) -> None:
+    """Twelve iterations are evaluated every second one, so six times where seven are asked for."""
+    halving = {"successive_halving": {"reduction_factor": 2, "min_resource": 6}}
+    path = write_search(project, budget={"iters": 12, "evaluations": 7}, pruning=halving)
+    assert {trial.status for trial in search_toy(path)} == {"completed"}
+    lines = (project / "searches/rates/trials/0/metrics.csv").read_text().splitlines()
+    assert sum(line.startswith("val") for line in lines) == 6
+    assert "each of 12 iterations, evaluated 6 times: " in write_search_report("rates", project)[0].read_text()
+
+
 def test_rungs() -> None:
     assert list(HalvingConfig(reduction_factor=3, min_resource=2).rungs(54)) == [2, 6, 18]
     assert list(HalvingConfig(reduction_factor=2, min_resource=4).rungs(4)) == []

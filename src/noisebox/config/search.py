@@ -37,7 +37,7 @@ BUDGETED = tuple(
 class BudgetConfig(Section):
     """What a trial may cost: `iters` iterations or `epochs` passes over a subset of `subset` images (by default all),
     their short edge brought to `image_size` from first to last (by default as the scale says); it is evaluated
-    `evaluations` times."""
+    `evaluations` times, or as often as iterations can be shared out evenly without more."""
 
     iters: Positive | None = None
     epochs: AboveZero | None = None
@@ -51,6 +51,14 @@ class BudgetConfig(Section):
         if (self.iters is None) == (self.epochs is None):
             raise ValueError("give one of iters and epochs: a trial lasts so many iterations or so many epochs")
         return self
+
+    def every(self, iterations: int) -> int:
+        """After how many iterations a trial of so many is evaluated, and again, and at its end."""
+        return math.ceil(iterations / self.evaluations)
+
+    def evaluated(self, iterations: int) -> int:
+        """How often a trial of so many iterations is evaluated."""
+        return math.ceil(iterations / self.every(iterations))
 
     def overrides(self, image: Any) -> dict[str, Any]:
         """The keys of a run that it sets; `image` is the run's own ImageConfig, whose proportions stay."""

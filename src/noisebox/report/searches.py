@@ -112,7 +112,8 @@ def budget(given: BudgetConfig) -> str:
     parts = [plural(given.iters, "iteration") if given.iters else f"{given.epochs:g} epochs"]
     parts += [f"on {plural(given.subset, 'image')}"] if given.subset else []
     parts += [f"at {given.image_size} pixels"] if given.image_size else []
-    return f"{' '.join(parts)}, evaluated {plural(given.evaluations, 'time')}"
+    often = plural(given.evaluated(given.iters) if given.iters else given.evaluations, "time")
+    return f"{' '.join(parts)}, evaluated {often if given.iters or given.evaluations == 1 else f'up to {often}'}"
 
 
 def pruning(given: PruningConfig | None) -> str:

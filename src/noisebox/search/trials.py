@@ -128,7 +128,7 @@ class _Runner:
         values = trial.user_attrs["values"]
         task = open_task(search.resolved(values))
         solver = task.config.solver
-        every = math.ceil(solver.iterations / budget.evaluations)
+        every = budget.every(solver.iterations)
         config = task.config.model_copy(update={"solver": solver.model_copy(update={"eval_every": every})})
         evaluated = 0  # times, set where the training starts or goes on
 
@@ -144,7 +144,7 @@ class _Runner:
             if evaluated not in self.study.of(trial.number).intermediate_values:  # a killed trial may repeat some
                 trial.report(value, evaluated)
             watch.stop()
-            self._judge(trial.number, evaluated, value)
+            self._judge(trial.number, evaluated, budget.evaluated(solver.iterations), value)
             return value
 
         train(
@@ -160,15 +160,15 @@ class _Runner:
             root=search.root,
         )
 
-    def _judge(self, number: int, evaluated: int, value: float) -> None:
-        """Raises TrialPruned when the trial is to be given up after so many evaluations."""
+    def _judge(self, number: int, evaluated: int, of: int, value: float) -> None:
+        """Raises TrialPruned when the trial is to be given up after so many evaluations of all that it has."""
         pruning = self.search.config.pruning
         if pruning is None:
             return
         if pruning.early_stop_threshold is not None and _score(value) < pruning.early_stop_threshold:
             raise optuna.TrialPruned
         halving = pruning.successive_halving
-        if halving and evaluated in halving.rungs(self.search.config.budget.evaluations):
+        if halving and evaluated in halving.rungs(of):
             scores = sorted([_score(value), *self._rivals(number, evaluated)], reverse=True)
             if _score(value) < scores[max(1, len(scores) // halving.reduction_factor) - 1]:
                 raise optuna.TrialPruned
