@@ -104,6 +104,16 @@ def test_a_table_is_not_written_over_its_own_description(reported: Path, command
     assert spec.read_text() == text
 
 
+def test_a_table_of_the_report_is_not_overwritten(reported: Path, command_line: CommandLine) -> None:
+    """As `--out reports/tables` would, with a file of such a name."""
+    spec = described(reported, "main.yaml", columns=["AP"], rows=[{"lineage": "baseline"}])
+    before = {path: path.read_bytes() for path in (reported / "reports").rglob("*.*")}
+    code, _, told = command_line("table", spec.name, "--out", "reports/tables")
+    assert code == 2 and "reports/tables/main.tsv is the report's and would be overwritten: rename" in told
+    assert {path: path.read_bytes() for path in (reported / "reports").rglob("*.*")} == before
+    assert command_line("table", spec.name, "--out", "reports")[0] == 0
+
+
 # What is missing
 
 

@@ -304,12 +304,18 @@ def _joined(values: Sequence[int]) -> str:
 
 
 def write_table(table: Table, folder: Path, stem: str) -> list[Path]:
-    """Write `<stem>.md`, `.tsv` and `.tex` into a folder; returns their paths."""
-    written = []
-    for suffix, form in FORMS.items():
-        written.append(folder / f"{stem}{suffix}")
-        write_text(written[-1], form(table))
-    return written
+    """Write `<stem>.md`, `.tsv` and `.tex` into a folder; returns their paths.
+
+    Raises UserError where one is a file of the report, such as reports/tables/main.tsv; nothing is written then.
+    """
+    forms = {folder / f"{stem}{suffix}": form for suffix, form in FORMS.items()}
+    reported = {Path(path).resolve() for path in graph.report_outputs()}
+    for path in forms:
+        if path.resolve() in reported:
+            raise UserError(f"{path} is the report's and would be overwritten: rename the file, or give another --out")
+    for path, form in forms.items():
+        write_text(path, form(table))
+    return list(forms)
 
 
 def as_markdown(table: Table) -> str:
