@@ -22,6 +22,7 @@ from scipy import stats
 
 from noisebox import graph
 from noisebox.config import ExperimentConfig, Sampling
+from noisebox.data.coco import rgb_pixels
 from noisebox.errors import UserError
 from noisebox.report import evaluations, imported, pictures, plots, summary, tables
 from noisebox.report.breakdown import KINDS
@@ -903,6 +904,15 @@ def test_boxes_lie_where_they_are(root: Path) -> None:
     drawn = np.argwhere((grid[top : top + 48 * factor, left : left + 64 * factor] == car).all(axis=-1))
     assert drawn.min(axis=0).tolist() == [16 * factor, 8 * factor]
     assert drawn.max(axis=0).tolist() == [40 * factor - 1, 24 * factor - 1]
+
+
+def test_grey_of_16_bits_is_drawn_as_the_detector_sees_it(root: Path) -> None:
+    path = root / "data/images/0.png"
+    Image.fromarray(np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)).save(path)
+    picture = pictures.Picture(0, "data/images/0.png", 64, 48, (), ())
+    drawn = np.asarray(pictures.load_photograph(root, picture))
+    with Image.open(path) as stored:
+        assert (drawn == rgb_pixels(stored)).all() and drawn[[0, -1], [0, -1], 0].tolist() == [0, 255]
 
 
 def test_weak_detections_are_told(reported: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from noisebox.errors import UserError
@@ -155,7 +156,7 @@ def load_photograph(root: Path, image: Picture) -> Image.Image:
         with Image.open(path) as opened:
             turned = ImageOps.exif_transpose(opened)
             fits = turned.size == (image.width, image.height)  # else its annotations are meant as it is stored
-            photograph = (turned if fits else opened).convert("RGB")
+            photograph = _of_8_bits(turned if fits else opened).convert("RGB")
     except FileNotFoundError:
         raise UserError(f"{path}, an image of the picture grid, does not exist: make or restore the data") from None
     except (UnidentifiedImageError, OSError) as error:
@@ -166,6 +167,13 @@ def load_photograph(root: Path, image: Picture) -> Image.Image:
             "restore the data, or evaluate again"
         )
     return photograph
+
+
+def _of_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits scaled, as where images are read for a detector: Pillow would show all above 255 white."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
 def cell_factor(width: int) -> float:
