@@ -28,7 +28,7 @@ from noisebox.config.best import Trial, cell_of, ranked, read_trials, value_of, 
 from noisebox.config.search import HalvingConfig, RangeConfig, Search, WholeRange
 from noisebox.errors import UserError
 from noisebox.files import read_yaml
-from noisebox.report.searches import importance, ranges_of, write_search_report
+from noisebox.report.searches import history_plot, importance, ranges_of, write_search_report
 from noisebox.search import study
 from noisebox.search.adopt import adopt
 
@@ -559,6 +559,15 @@ def test_importance_finds_the_key_that_decides() -> None:
     assert shares["solver.base_lr"] > 3 * shares["solver.clip_norm"] and math.isclose(sum(shares.values()), 1)
     assert importance(trials[:3], ranges_of(trials)) == {}
     assert importance([scored(1, number, base_lr=number + 1) for number in range(9)], ranges_of(trials)) == {}
+
+
+def test_a_trial_without_a_metric_is_not_drawn_at_zero(tmp_path: Path) -> None:
+    trials = [Trial(0, "completed", 40.0, 1.0, 1.0, {}), Trial(1, "completed", 42.0, 1.0, 1.0, {})]
+    failed = Trial(2, "failed", None, None, 1.0, {}, "loss is nan")
+    for name, some in (("some", trials), ("all", [*trials, failed]), ("none", [failed])):
+        history_plot(some, {}, tmp_path / f"{name}.png")
+    assert (tmp_path / "all.png").read_bytes() == (tmp_path / "some.png").read_bytes()
+    assert (tmp_path / "none.png").exists()
 
 
 def test_spans() -> None:

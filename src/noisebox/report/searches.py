@@ -238,7 +238,11 @@ def _tick(axes: Axes, place: float, height: float, words: str) -> None:
 
 
 def history_plot(trials: Sequence[Trial], ranges: Ranges, path: Path) -> None:
-    """Draw the metric of each trial by its number, and the best of the completed ones so far."""
+    """Draw the metric of each trial that has one by its number, and the best of the completed ones so far."""
+    trials = [trial for trial in trials if trial.metric is not None]
+    if not trials:
+        words_plot("No trial came as far as to have a metric.", path)
+        return
     looks = {
         "completed": Line2D([], [], color=COMPLETED, marker="o", linestyle="", markersize=4),
         "pruned": Line2D([], [], color=PRUNED, marker="s", linestyle="", markersize=3.5, markerfacecolor="white"),
