@@ -458,6 +458,15 @@ def test_ablations_table(fully_reported: Path) -> None:
     assert_corrected(table, "delta")
 
 
+def test_a_group_of_ablations_without_variants_has_no_row(fully_reported: Path) -> None:
+    evidence = summary.gather(a_full_experiment(), fully_reported)
+    groups = {"emptied": {}, **ABLATIONS}
+    made = (
+        tables.ablations_table(evidence.asked["ablations"], each, evidence.iterations) for each in (groups, ABLATIONS)
+    )
+    assert next(made).equals(next(made))
+
+
 def test_differences_table(fully_reported: Path) -> None:
     """Of each lineage to its parent; here the only finetune is the control, and its parent has none."""
     table, results = report_table(fully_reported, "differences"), written_rows(fully_reported, "results.tsv")

@@ -228,10 +228,10 @@ def guidance_table(asked: Asked) -> pd.DataFrame:
 
 def ablations_table(asked: Asked, groups: Mapping[str, Mapping[str, str]], iterations: dict[str, str]) -> pd.DataFrame:
     """`tables/ablations.tsv`: per group, variant and step count: AP, and its difference to the group's first variant.
-    A lineage that is in several groups has a row in each."""
+    A lineage that is in several groups has a row in each; a group without variants has none."""
     rows, summary, measured = [], _summary_rows(asked.results, CELL), _by_cell(asked.results, CELL)
     for group, variants in groups.items():
-        first = next(iter(variants.values()))
+        first = next(iter(variants.values()), None)
         for variant, lineage in variants.items():
             for steps in [steps for run, steps in measured if run == lineage]:
                 own = measured[lineage, steps]
