@@ -867,6 +867,26 @@ def test_absent_class_is_a_dash(root: Path) -> None:
     assert "AP is nan" not in text
 
 
+def test_a_validation_split_without_objects_is_reported(tmp_path: Path) -> None:
+    """As where the chosen classes have none there: every AP is nan, which is no failure."""
+    experiment = a_full_experiment()
+    root = evaluated(tmp_path, experiment)
+    for lineage, seed in itertools.product(experiment.detectors(), experiment.train_seeds):
+        edit_results(root, lineage, seed, lambda table: table.__setitem__(METRICS, "nan"))
+        breakdown = root / graph.evaluation_folder(lineage, seed) / "breakdown.json"
+        nothing = {kind: {"count": 0, "cost": None} for kind in KINDS}
+        empty = {**json.loads(breakdown.read_text()), "classes": ["car"], "objects": [0], "AP50": None}
+        empty |= {"curves": {iou: [[None] * 101] for iou in ("0.5", "0.75")}, "errors": nothing}
+        empty |= {"sizes": {size: [None] for size in empty["sizes"]}}
+        breakdown.write_text(json.dumps(empty | {"confusion": {"score": 0.3, "counts": [[0, 0], [4, 0]]}}))
+    written = summary.write_report(experiment, root)
+    assert all(path.exists() for path in written)
+    text = (root / "reports/summary.md").read_text()
+    assert "No AP by class and size: the validation split has no object." in text
+    header, *rows = (root / "reports/tables/sizes.tsv").read_text().splitlines()
+    assert (header.split("\t"), rows) == (tables.SIZES, [])
+
+
 def test_one_train_seed_has_no_spread(tmp_path: Path) -> None:
     experiment = an_experiment(("baseline",), (3,))
     summary.write_report(experiment, evaluated(tmp_path, experiment))

@@ -25,6 +25,7 @@ from noisebox.report.plots import (
     canvas,
     legend_height,
     lines_of,
+    words_plot,
 )
 
 MOST_CURVES = 5  # classes with a panel of their own, those of the most objects; one more panel has the mean over all
@@ -42,6 +43,9 @@ def curves_plot(of: Of, looks: Mapping[str, Look], path: Path) -> None:
     """Draw precision against recall: the mean over all classes, then the classes of the most objects. Thick at the
     lower IoU, thin at the higher; of several train seeds the mean."""
     classes, objects = objects_of(of)
+    if not objects.any():
+        words_plot("No curves: the validation split has no object.", path)
+        return
     panels = {"all classes": np.flatnonzero(objects)} if len(classes) > 1 else {}
     panels |= {classes[place]: np.array([place]) for place in _most(objects, MOST_CURVES)}
     columns = 2 if len(panels) <= 4 else 3

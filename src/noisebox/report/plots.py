@@ -205,6 +205,9 @@ def distillation_plot(table: pd.DataFrame, points: pd.DataFrame, looks: Mapping[
         for teacher, most in table.groupby("teacher")["teacher_steps"].max().items()
     }
     drawn = pd.concat([*lessons.values(), table])
+    if drawn["AP"].isna().all():
+        words_plot("AP is nan in every run.", path)
+        return
     legend: dict[str, Line2D] = {}
     with figure_of(path, legend) as (axes,):
         _ap_axis(axes, drawn)

@@ -517,6 +517,8 @@ def errors_caption(rows: pd.DataFrame) -> str:
 
 def sizes(rows: pd.DataFrame) -> str:
     """AP by class and size at once."""
+    if rows.empty:
+        return "No AP by class and size: the validation split has no object."
     objects = {row["class"]: row["objects"] for row in records(rows)}
     steps = {row["run"]: steps_cell(row) for row in records(rows)}
     ap = {(row["run"], row["class"], size): row[size] for row in records(rows) for size in SIZES}

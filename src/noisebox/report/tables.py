@@ -80,6 +80,10 @@ DISTILLATION = [
     *["speedup", "speedup_low", "speedup_high"],
     *["train_seeds", "eval_seeds", "results", "teacher_results"],
 ]
+SIZES = [
+    *["run", "sample_step", "class", "objects", *AP_OF_SIZE.values()],
+    *["train_seeds", "eval_seeds", "breakdown"],
+]
 
 
 Row = dict[str, Any]
@@ -343,7 +347,7 @@ def sizes_table(runs: Sequence[Run]) -> pd.DataFrame:
             row = {"run": lineage, "sample_step": _steps(own), "class": classes[place], "objects": objects[place]}
             row |= {name: mean_of([each.sizes[size][place] for each in own]) for size, name in AP_OF_SIZE.items()}
             rows.append(row | _breakdown_files(runs, lineage))
-    return rounded(pd.DataFrame(rows))
+    return rounded(pd.DataFrame(rows, columns=SIZES))
 
 
 def of_lineage(runs: Sequence[Run]) -> dict[str, list[Breakdown]]:
