@@ -79,6 +79,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"trials": None, "space": {"model.width": {"choice": [4, "wide"]}}, "count": 3}, "override 'model.width'"),
         ({"pruning": {}}, "give successive_halving or early_stop_threshold"),
         ({"pruning": {"successive_halving": {"reduction_factor": 1}}}, "greater than or equal to 2"),
+        ({"pruning": HALVING, "budget": {"iters": 3}}, "budget.evaluations is 1: no trial would be given up before"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_before_any_trial_starts(project: Path, changes: dict[str, Any], sentence: str) -> None:

@@ -220,6 +220,16 @@ class SearchConfig(Section):
             raise ValueError("space and count go together: how many trials are drawn")
         return self
 
+    @model_validator(mode="after")
+    def _halving_may_give_up(self) -> "SearchConfig":
+        halving, evaluations = self.pruning and self.pruning.successive_halving, self.budget.evaluations
+        if halving and not any(halving.rungs(evaluations)):
+            raise ValueError(
+                f"pruning.successive_halving looks after evaluation {halving.min_resource} for the first time, and "
+                f"budget.evaluations is {evaluations}: no trial would be given up before its end, so ask for more"
+            )
+        return self
+
 
 class Search:
     """A search at a scale: its file, checked, and what its trials are."""
