@@ -52,3 +52,9 @@ def test_what_yaml_would_take_without_a_word_is_told(tmp_path: Path, text: str, 
 def test_a_key_may_stand_over_one_that_is_merged_in(tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("base: &base {a: 1, b: 2}\nown: {<<: *base, b: 3}\n")
     assert read_yaml(tmp_path / "some.yaml")["own"] == {"a": 1, "b": 3}
+
+
+def test_what_is_merged_in_may_itself_be_merged(tmp_path: Path) -> None:
+    text = "base: &base {a: 1}\nouter:\n  inner: &inner {<<: *base, a: 2}\nown: {<<: *inner}\n"
+    (tmp_path / "some.yaml").write_text(text)
+    assert read_yaml(tmp_path / "some.yaml")["own"] == {"a": 2}

@@ -199,7 +199,9 @@ def _yaml(text: str) -> Any:
 class _OneOfEachKey(yaml.SafeLoader):
     """YAML as it is meant: of a key that comes twice the safe loader takes the last, without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as it was written: once it is merged into another, its own keys stand beside those merged in."""
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
@@ -208,7 +210,7 @@ class _OneOfEachKey(yaml.SafeLoader):
                         None, None, f"key {key.value!r} comes twice", key.start_mark
                     )
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_json(path: Path) -> dict[str, Any]:
