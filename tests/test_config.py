@@ -148,6 +148,14 @@ def test_scale_gives_finetunes_and_single_lineages_their_length(params: Path) ->
     assert resolve("baseline", 0, "test", params).solver.iterations == 6
 
 
+def test_a_number_that_yaml_has_as_text_is_a_number(params: Path) -> None:
+    """Such as 1e1, which YAML 1.1 takes for a word."""
+    scale = params / "params/scales/test.yaml"
+    edit_yaml(scale, solver={"max_iter": "8"}, finetune={"epochs": "1e1"}, lengths={"baseline": 0.5})
+    assert resolve("baseline", 0, "test", params).solver.max_iter == 4
+    assert resolve("baseline+finetune", 0, "test", params).solver.epochs == 1
+
+
 def test_precedence_scale_then_recipes_then_finetune(params: Path) -> None:
     write(params, "params/recipes/wide.yaml", {"description": "wide", "model": {"hidden_dim": 32}})
     warm = {

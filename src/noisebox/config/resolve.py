@@ -374,9 +374,11 @@ def _solver(
     length = solver.length if "length" in others else scale.lengths.get(lineage.name, solver.length)
     if lasting(own):
         return solver.model_copy(update={"length": length})
-    if given.get("epochs"):
-        return solver.model_copy(update={"epochs": given["epochs"] * length, "length": length})
-    iterations = max(1, round(given["max_iter"] * length))
+    durations = {key: given.get(key) for key in DURATIONS}
+    lasts = check_section(SolverConfig, durations, scale_path, "solver")  # as numbers: YAML may have them as text
+    if lasts.epochs:
+        return solver.model_copy(update={"epochs": lasts.epochs * length, "length": length})
+    iterations = max(1, round(lasts.iterations * length))
     return solver.model_copy(update={"max_iter": iterations, "length": length})
 
 
