@@ -7,14 +7,14 @@ from functools import cache
 from pathlib import Path
 
 from noisebox import graph
-from noisebox.config import load_experiment, load_recipe, load_scale, teacher_of
+from noisebox.config import load_experiment, load_recipe, load_scale, resolve, teacher_of
 from noisebox.errors import UserError
 from noisebox.experiment import check_experiment
 from noisebox.files import read_yaml
 from snakemake.exceptions import WorkflowError
 
 # Hundreds of jobs ask for the same few, and nothing changes while the graph is resolved.
-code_files, read_recipe = cache(graph.code_files), cache(load_recipe)
+code_files, read_recipe, resolved = cache(graph.code_files), cache(load_recipe), cache(resolve)
 
 
 configfile: graph.EXPERIMENT

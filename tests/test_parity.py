@@ -235,6 +235,7 @@ def test_undeclared_lineage_resolves(project: Path) -> None:
         ("baseline+geofeet", "recipe 'geofeet' is missing"),
         ("distill_20to1", "recipe 'distill_20to1' needs a teacher"),
         ("distill_20to1+geofeat", "recipe 'distill_20to1' needs a teacher"),
+        ("lss+baseline", "lineage 'lss+baseline' mixes families: 'lss' is bev, 'baseline' is diffusiondet"),
     ],
 )
 def test_what_cannot_be_trained_is_told_before_anything_runs(project: Path, lineage: str, sentence: str) -> None:
