@@ -372,6 +372,7 @@ EXPERIMENT_MISTAKES: dict[str, dict[str, object]] = {
         "protocols__steps": {"eval_seeds": [0], "sample_steps": [1]},
         "asked": {"baseline": ["steps"], "baseline+finetune": ["steps"]},
     },
+    "recipes names 'baseline+finetune', a lineage": {"recipes": ["baseline", "finetune", "baseline+finetune"]},
     "scratch names 'd3pm_qhead', but recipes has: baseline, finetune": {"scratch": ["baseline", "d3pm_qhead"]},
     "pictures names 'geofeat', but lineages has: baseline, baseline+finetune": {"pictures__lineages": ["geofeat"]},
     "lineages names 'baseline+finetune', but asked does not": {"asked": {"baseline": ["main"]}},

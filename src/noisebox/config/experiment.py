@@ -92,6 +92,8 @@ class Line(Section):
 
     @model_validator(mode="after")
     def _recipes_are_in_use(self) -> Self:
+        if joined := next((name for name in self.recipes if "+" in name), None):
+            raise ValueError(f"recipes names {joined!r}, a lineage: it goes under lineages, what it is joined of here")
         grown = [recipe for recipe, parents in self.parents.items() if parents]
         for place, names in (("scratch", self.scratch), ("parents", grown)):
             for name in names:
