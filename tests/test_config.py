@@ -414,6 +414,7 @@ SCALE_MISTAKES: dict[str, dict[str, Any]] = {
     "families.bev.models.los is no recipe and no family": {"families": {"bev": {"models": {"los": {}}}}},
     "families.bev.lengths: recipe 'los' is missing": {"families": {"bev": {"lengths": {"los": 2}}}},
     "families.bev.datasets has no effect there": {"families": {"bev": {"datasets": {}}}},
+    "families.bev.resources has no effect there": {"families": {"bev": {"resources": {"gpu": 2}}}},
     "datasets.lvis_v1.losses.diffusion_det is no family": {"datasets": {"lvis_v1": {"losses": {"diffusion_det": {}}}}},
     "datasets.lvis_v1.families must be a section of families, not [1]": {"datasets": {"lvis_v1": {"families": [1]}}},
     "datasets.lvis_v1.families.detr must be a section": {"datasets": {"lvis_v1": {"families": {"detr": 5}}}},

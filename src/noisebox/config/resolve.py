@@ -120,7 +120,7 @@ def _check_families(others: Any, scale: ScaleConfig, path: Path, within: str, ro
             raise UserError(f"{path}: {where} is no family; these are: {', '.join(SECTIONS)}")
         if not isinstance(other, dict):
             raise UserError(f"{path}: {where} must be a section of a scale's keys, not {other!r}")
-        for key in ("families", "datasets"):
+        for key in ("families", "datasets", "resources"):
             if key in other:
                 raise UserError(f"{path}: {where}.{key} has no effect there: {key} stands at the top of a scale")
         own = check_section(ScaleConfig, {"dataset": scale.dataset, **other}, path, where)

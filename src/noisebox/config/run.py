@@ -175,8 +175,9 @@ class ScaleConfig(Section):
     `finetune` changes `solver` for stages that have a parent, the iterations that their `length` multiplies included.
     `lengths` gives single lineages another length than their recipe does. `models` sizes each family's model, or a
     single recipe's by its name; `losses` weighs a family's loss, where its dataset asks for it; `families` says what
-    else is other for a family, such as its dataset: any of the keys above `lengths`. `datasets` says what is other
-    again where such a dataset is trained on: any key, and under `families` of its own what is so for a family.
+    else is other for a family, such as its dataset: any of the keys above `resources`. `datasets` says what is other
+    again where such a dataset is trained on: any key but `resources`, which are those of all jobs, and under `families`
+    of its own what is so for a family.
     """
 
     dataset: str
