@@ -49,7 +49,7 @@ EVALUATIONS = [
     for seed in EXPERIMENT.train_seeds
     for path in graph.evaluation_outputs(lineage, seed, key)
 ]
-CPUS = SCALE.threads + SCALE.workers  # of a training or evaluation, where a cluster shares them out
+CPUS = SCALE.threads + SCALE.workers  # of a process that trains or evaluates, where a cluster shares them out
 
 # The jobs' progress shares one terminal, and `noisebox` is the one installed beside this Snakemake.
 shell.prefix(f"export NOISEBOX_PROGRESS=plain PATH='{Path(sys.executable).parent}':\"$PATH\"; ")

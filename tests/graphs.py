@@ -26,7 +26,7 @@ with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
         {"rule": job.rule.name, "command": job.shellcmd, "inputs": [str(path) for path in job.input],
          "outputs": [str(path) for path in job.output], "params": dict(job.params.items()),
          "log": list(map(str, job.log)), "benchmark": str(job.benchmark or ""), "threads": job.threads,
-         "message": job.message, "resources": sorted(job.resources.keys())}
+         "message": job.message, "resources": {key: job.resources[key] for key in job.resources.keys()}}
         for job in jobs]))
 """
 

@@ -216,6 +216,12 @@ def test_rules_say_what_a_cluster_wants_to_know(project: Path) -> None:
         assert job["rule"] not in ("smoke", "train", "evaluate") or {"gpu", "cpus_per_task"} <= set(job["resources"])
 
 
+def test_a_cluster_is_asked_for_the_cpus_of_every_process(project: Path) -> None:
+    edit_yaml(project / "params/scales/test.yaml", workers=2, resources={"processes": 3})
+    asked = {job["rule"]: job["resources"].get("cpus_per_task") for job in snakemake_details(project)}
+    assert (asked["smoke"], asked["train"], asked["evaluate"]) == (3, 9, 9)
+
+
 def test_undeclared_lineage_resolves(project: Path) -> None:
     jobs = snakemake_jobs(project, "runs/baseline+geofeat+distill_20to1/seed7/model_final.pth")
     assert {job.command for job in jobs.values()} == {

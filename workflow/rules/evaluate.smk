@@ -38,7 +38,7 @@ rule evaluate:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
-        cpus_per_task=CPUS,
+        cpus_per_task=CPUS * SCALE.resources.processes,
     shell:
         "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"
 
@@ -65,7 +65,7 @@ rule evaluate_detr:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
-        cpus_per_task=CPUS,
+        cpus_per_task=CPUS * SCALE.resources.processes,
     shell:
         "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"
 
@@ -93,7 +93,7 @@ rule evaluate_aerial:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
-        cpus_per_task=CPUS,
+        cpus_per_task=CPUS * SCALE.resources.processes,
     shell:
         "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"
 
@@ -121,6 +121,6 @@ rule evaluate_bev:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
-        cpus_per_task=CPUS,
+        cpus_per_task=CPUS * SCALE.resources.processes,
     shell:
         "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"

@@ -86,7 +86,7 @@ rule train:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
-        cpus_per_task=CPUS,
+        cpus_per_task=CPUS * SCALE.resources.processes,
     shell:
         "noisebox train {wildcards.lineage} --seed {wildcards.seed} --if-changed fresh"
 
