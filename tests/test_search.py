@@ -455,6 +455,17 @@ def test_the_best_become_recipes_that_resolve(project: Path) -> None:
         list(adopt(path, 5, "toy"))
 
 
+def test_the_best_of_a_recipe_that_takes_the_best_have_both(project: Path) -> None:
+    recipe = {"description": "as found", "family": "toy", "from_search": {"name": "rates"}}
+    (project / "params/recipes/tuned.yaml").write_text(yaml.safe_dump(recipe))
+    write_trials(project / graph.search_csv("rates"), [Trial(0, "completed", 2, 1, 1, {"model.width": 8})])
+    path = write_search(project, "decay", lineage="tuned", trials=[{"solver.weight_decay": 0.1}])
+    search_toy(path)
+    list(adopt(path, 1, "toy"))
+    adopted = resolve("decay_best1", 0, "toy")
+    assert (adopted.model.width, adopted.solver.weight_decay) == (8, 0.1)
+
+
 def test_a_lineage_takes_the_best(project: Path) -> None:
     recipe = {
         "description": "as found",

@@ -7,7 +7,7 @@ import yaml
 
 from noisebox import graph
 from noisebox.config import RecipeConfig, load_recipe, load_scale
-from noisebox.config.best import Trial, ranked, read_trials, with_values
+from noisebox.config.best import Trial, best_of, ranked, read_trials, with_values
 from noisebox.config.search import load_search
 from noisebox.errors import UserError
 from noisebox.files import write_text
@@ -24,6 +24,8 @@ def adopt(path: Path, count: int, scale: str, root: Path = Path()) -> Iterator[s
         raise UserError(f"{results}: {len(best)} trials completed, so {count} cannot be taken")
     lineage = graph.Lineage.parse(search.lineage)
     recipe = load_recipe(lineage.recipe, root)
+    if taken := recipe.from_search:  # the trials stood over its best, which the new ones do not take
+        recipe = with_values(recipe, best_of(taken.name, taken.rank, root))
     texts = {f"{path.stem}_best{rank}": _text(recipe, trial, path.stem) for rank, trial in enumerate(best, start=1)}
     for name, text in texts.items():
         file = root / graph.recipe_file(name)
