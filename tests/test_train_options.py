@@ -11,6 +11,7 @@ from conftest import edit_yaml
 
 from noisebox.config import resolve
 from noisebox.models import build_model
+from noisebox.training import loop
 from noisebox.training.checkpoint import load_checkpoint, save_checkpoint
 
 pytest_plugins = ("reported_fixtures",)
@@ -97,6 +98,29 @@ def test_what_was_trained_on_other_data_is_not_evaluated(here: Path, command_lin
     assert not (here / "evals").exists()
     manifest.write_text(json.dumps(content))
     assert command_line("evaluate", "baseline")[0] == 0
+
+
+def test_what_params_no_longer_say_is_not_published(
+    here: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe edited while an engine trains it: the files would be newer than the recipe, and so current to both."""
+    recipe, run = here / "params/recipes/baseline.yaml", here / "runs/baseline/seed0"
+    said, finish = recipe.read_text(), loop._Training.finish
+
+    def edit_meanwhile(*anything: object) -> None:
+        edit_yaml(recipe, solver__lr_factor=0.5)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop._Training, "finish", lambda training: [finish(training), edit_meanwhile()])
+        code, _, told = command_line("train", "baseline", "--if-changed", "fresh")
+    assert code == 2 and not (run / "model_final.pth").exists()
+    assert "params/ say another thing by now: solver.lr_factor was 1.0, is now 0.5; run again to train it so" in told
+    recipe.write_text(said)
+    assert command_line("train", "baseline", "--if-changed", "fresh")[0] == 0
+    assert "going on after iteration 6" in (here / "logs/train/baseline/seed0.log").read_text()
+    edit_meanwhile()
+    assert command_line("train", "baseline", "--if-changed", "fresh")[0] == 0
+    assert load_checkpoint(run / "model_final.pth")["config"]["solver"]["lr_factor"] == 0.5
 
 
 def test_a_training_starts_from_any_checkpoint_of_weights(here: Path, command_line: CommandLine) -> None:

@@ -161,6 +161,18 @@ def train(
             prepare_try(config)
 
     wanted = 1 if profile else processes
+
+    def still_asked() -> None:
+        """An engine would take for current what was trained as params/ said before."""
+        from noisebox.training.provenance import difference
+
+        before, now = ({"config": each.model_dump(mode="json")} for each in (config, resolved()))
+        if changed := difference(before, now):
+            raise UserError(
+                f"{run} was trained to its end, but params/ say another thing by now: {changed}; run again to train "
+                "it so, or put that back before, to keep what was trained"
+            )
+
     with shared(wanted, scale, lambda: prepare(resolved())), logged("try" if tried else "train", lineage, which):
         config = resolved()
         if tried or output_dir:
@@ -191,7 +203,8 @@ def train(
             from noisebox.training.loop import train_task
 
         of_graph = not (tried or output_dir)
-        train_task(task, run, parent=start, teacher=teacher, if_changed=if_changed, keep=of_graph)
+        check = still_asked if of_graph else None
+        train_task(task, run, parent=start, teacher=teacher, if_changed=if_changed, keep=of_graph, still_asked=check)
         say(str(run / "model_final.pth"))
 
 

@@ -49,6 +49,7 @@ def train_task(
     teacher: Path | None = None,
     if_changed: IfChanged = "refuse",
     keep: bool = False,
+    still_asked: Callable[[], None] | None = None,
 ) -> None:
     """Train a task in the folder `run` as `train` does: its model on its batches, measured by its metric."""
     train(
@@ -64,6 +65,7 @@ def train_task(
         images=task.images,
         if_changed=if_changed,
         keep=keep,
+        still_asked=still_asked,
     )
 
 
@@ -82,6 +84,7 @@ def train(
     images: int | None = None,
     if_changed: IfChanged = "refuse",
     keep: bool = False,
+    still_asked: Callable[[], None] | None = None,
 ) -> None:
     """Train, or go on with, one run, and publish `graph.run_files` in the folder `run`.
 
@@ -92,7 +95,8 @@ def train(
     the repository, for the hashes of the code and the commit. `images`, how many make an epoch, is needed where
     checkpoints of epochs are kept. `if_changed` says what to do with an interrupted training of another configuration,
     code or input: refuse unless the change is harmless, go on with the new one ("resume"), or start anew ("fresh").
-    `keep` is for a run that an engine has to note: what it has lost then comes back without training.
+    `keep` is for a run that an engine has to note: what it has lost then comes back without training. `still_asked`
+    raises UserError where the result is no longer what is asked for; then it stays in `work/`.
 
     Raises UserError when the folder is taken or cannot be written, parent or teacher do not fit, the device is not
     there, an interrupted training is refused, or a loss is not finite; `work/last.pth` then stays whole. Raises
@@ -143,6 +147,8 @@ def train(
             if processes.first():
                 training.finish()
                 record.write()
+                if still_asked:
+                    still_asked()
                 publish(run, graph.run_files(graph.line_of(config.family)), keep=keep)
 
 
