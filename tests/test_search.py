@@ -276,6 +276,27 @@ def test_a_finished_search_is_not_run_again_unless_something_changed(project: Pa
     assert [trial.metric for trial in other] != [trial.metric for trial in read(written, project)]
 
 
+def test_trials_of_a_recipe_that_was_edited_meanwhile_are_not_held_against_others(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, recipe = write_search(project), project / graph.recipe_file("toy")
+    said = recipe.read_text()
+
+    def editing(task: ToyTask, model: Any) -> float:
+        edit_yaml(recipe, solver={"weight_decay": 0.5})
+        return ToyTask.validate(task, model)
+
+    changed = r"rates\.yaml: the search ends, because solver\.weight_decay was 0\.0, is now 0\.5"
+    with monkeypatch.context() as patched, pytest.raises(UserError, match=changed):
+        patched.setattr(toy_search, "open_task", type("Editing", (ToyTask,), {"validate": editing}))
+        search_toy(path)
+    assert not (project / graph.search_csv("rates")).exists()
+    recipe.write_text(said)
+    search_toy(path)
+    search_toy(write_search(project, "undisturbed"))
+    assert rows(project) == rows(project, "undisturbed")
+
+
 @pytest.mark.parametrize(
     ("shorter", "longer"),
     [

@@ -28,7 +28,7 @@ from noisebox.search.study import Study
 from noisebox.structures import Examples
 from noisebox.tasks import open_task
 from noisebox.training.loop import train
-from noisebox.training.provenance import fingerprint
+from noisebox.training.provenance import difference, fingerprint
 
 SECONDS_BETWEEN_LOOKS = 0.5  # at what other processes do
 Told = Callable[[Trial], None]
@@ -75,9 +75,13 @@ class _Runner:
         self.study = Study(search, {"search": said, "config": base.model_dump(mode="json"), **inputs})
 
     def until_finished(self) -> Iterator[Trial]:
-        """Run what nobody else runs, the lowest number first; yields trials as they end, whoever ran them."""
+        """Run what nobody else runs, the lowest number first; yields trials as they end, whoever ran them.
+
+        Raises UserError when params/ no longer say what they said: trials from then on would be other ones.
+        """
         known: set[int] = set()
         while True:
+            self._check_params()
             unfinished = self.study.unfinished()
             for trial in self.study.results():
                 if trial.number not in known:
@@ -87,6 +91,14 @@ class _Runner:
                 return
             if not any(self._run_if_free(number) for number in unfinished):
                 time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _check_params(self) -> None:
+        before, now = ({"config": each.model_dump(mode="json")} for each in (self.base, self.search.resolved({})))
+        if changed := difference(before, now):
+            raise UserError(
+                f"{self.search.path}: the search ends, because {changed}; put that back and run it again to go on, or "
+                "run it again to begin anew"
+            )
 
     def _run_if_free(self, number: int) -> bool:
         """Run a trial to its end, unless another process has it; returns whether this one had it."""
