@@ -11,6 +11,7 @@ from conftest import ROOT, edit_yaml, run, small_experiment
 from graphs import dvc_jobs, snakemake_details, snakemake_jobs
 
 from noisebox.config import ExperimentConfig, load_experiment
+from noisebox.config.best import Trial, write_trials
 from noisebox.errors import UserError
 from noisebox.experiment import check_experiment
 from noisebox.graph import Lineage
@@ -206,6 +207,26 @@ def test_searches_that_do_not_agree_are_told(project: Path, changes: dict[str, o
     (project / "params/searches/plain.yaml").write_text(yaml.safe_dump(search))
     edit_yaml(project / "params/experiment.yaml", **changes)
     with pytest.raises(UserError, match=re.escape(sentence)):
+        check_experiment(load_experiment(project), project)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "needed"),
+    [
+        ({"distill": {"kind": "consistency", "teacher": "finetune"}}, "runs/finetune/seed0/model_final.pth"),
+        ({"from_search": {"name": "rates"}}, "reports/searches/rates.csv"),
+    ],
+)
+def test_a_search_that_waits_for_more_than_its_stage_does_is_told(
+    project: Path, recipe: dict[str, object], needed: str
+) -> None:
+    (project / "params/recipes/plain.yaml").write_text(yaml.safe_dump({"description": "needs more", **recipe}))
+    search = {"description": "nothing", "lineage": "plain", "budget": {"iters": 2}, "trials": [{}]}
+    (project / "params/searches/plain.yaml").write_text(yaml.safe_dump(search))
+    write_trials(project / "reports/searches/rates.csv", [Trial(0, "completed", 1, 1, 1, {"solver.base_lr": 0.1})])
+    recipes = {"recipes": ["baseline", "finetune", "plain"], "scratch": ["baseline", "plain"]}
+    edit_yaml(project / "params/experiment.yaml", searches={"plain": "plain"}, **recipes)
+    with pytest.raises(UserError, match=re.escape(f"searches.plain: 'plain' needs {needed}, for which no stage")):
         check_experiment(load_experiment(project), project)
 
 

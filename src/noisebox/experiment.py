@@ -56,6 +56,13 @@ def _check_searches(experiment: ExperimentConfig, root: Path) -> None:
                 f"{path}: trials names the file {search.config.trials}, which the graph does not watch: put the list "
                 "itself there (JSON is YAML)"
             )
+        earlier = load_recipe(recipe, root).from_search
+        needed = teacher_of(recipe, search.config.seed, root) or (earlier and graph.search_csv(earlier.name))
+        if needed:
+            raise UserError(
+                f"{root / graph.EXPERIMENT}: searches.{name}: {recipe!r} needs {needed}, for which no stage of a "
+                f"search waits: take {name!r} out there, and run noisebox search {graph.search_file(name)}"
+            )
     for recipe in experiment.tuned:
         taken, path = load_recipe(recipe, root).from_search, root / graph.recipe_file(recipe)
         if taken is None or taken.name != recipe:
