@@ -373,6 +373,9 @@ EXPERIMENT_MISTAKES: dict[str, dict[str, object]] = {
         "asked": {"baseline": ["steps"], "baseline+finetune": ["steps"]},
     },
     "recipes names 'baseline+finetune', a lineage": {"recipes": ["baseline", "finetune", "baseline+finetune"]},
+    "detr: searches names 'rates', but dvc.yaml has no stage for it here": {
+        "detr": {"recipes": ["detr"], "scratch": ["detr"], "searches": {"rates": "detr"}}
+    },
     "scratch names 'd3pm_qhead', but recipes has: baseline, finetune": {"scratch": ["baseline", "d3pm_qhead"]},
     "pictures names 'geofeat', but lineages has: baseline, baseline+finetune": {"pictures__lineages": ["geofeat"]},
     "lineages names 'baseline+finetune', but asked does not": {"asked": {"baseline": ["main"]}},

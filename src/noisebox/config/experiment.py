@@ -117,7 +117,14 @@ class Line(Section):
 
 class DetrSection(Line):
     """Detectors of family detr, in the main table beside those that denoise: on the same data, and with one value a
-    train seed, because they draw no noise."""
+    train seed, because they draw no noise. Searches of theirs are run by hand."""
+
+    @model_validator(mode="after")
+    def _searches_have_no_stage(self) -> Self:
+        for name in self.searches:
+            by_hand = f"noisebox search {graph.search_file(name)}"
+            raise ValueError(f"searches names {name!r}, but dvc.yaml has no stage for it here: run {by_hand} by hand")
+        return self
 
     def asked(self) -> dict[Sampling, list[int]]:
         """What the main table has of a lineage; one eval seed and one step say all."""
