@@ -64,7 +64,7 @@ wildcard_constraints:
     line="|".join(graph.LINE_NAMES),
     search=graph.RECIPE_PATTERN,
     split="train|val",
-    seed=r"\d+",
+    seed=r"0|[1-9]\d*",
 
 
 include: "workflow/rules/shown.smk"

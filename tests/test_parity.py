@@ -256,6 +256,12 @@ def test_undeclared_lineage_resolves(project: Path) -> None:
     }
 
 
+def test_a_seed_has_one_name(project: Path) -> None:
+    """seed01 would be trained, and would come out as seed1."""
+    done = run(project, "snakemake", "-n", "runs/baseline/seed01/model_final.pth", check=False)
+    assert done.returncode and "No rule to produce runs/baseline/seed01/model_final.pth" in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("lineage", "sentence"),
     [
