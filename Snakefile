@@ -1,6 +1,7 @@
 # The graph, for Snakemake. `params/` says what exists, workflow/rules/ how each part is made, and dvc.yaml says the
 # same to DVC; tests/test_parity.py holds the two together.
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -22,7 +23,7 @@ configfile: graph.EXPERIMENT
 
 def lineages_of(section):
     """The pattern of lineages of a section of the experiment, declared or not: its recipes, joined by '+'."""
-    recipes = [path.stem for path in shown_files("params/recipes")]
+    recipes = [path.stem for path in shown_files("params/recipes") if re.fullmatch(graph.RECIPE_PATTERN, path.stem)]
     own = "|".join(recipe for recipe in recipes if graph.section_of(read_recipe(recipe).family) == section)
     return rf"({own})(\+({own}))*" if own else "(?!)"
 

@@ -256,6 +256,11 @@ def test_undeclared_lineage_resolves(project: Path) -> None:
     }
 
 
+def test_a_file_whose_name_is_no_recipes_is_left_out(project: Path) -> None:
+    (project / "params/recipes/finetune (2.yaml").write_text((project / "params/recipes/finetune.yaml").read_text())
+    run(project, "snakemake", "-n", "evals/baseline/seed0/results.tsv")
+
+
 def test_a_seed_has_one_name(project: Path) -> None:
     """seed01 would be trained, and would come out as seed1."""
     done = run(project, "snakemake", "-n", "runs/baseline/seed01/model_final.pth", check=False)
