@@ -1,5 +1,6 @@
 """The command line: light to start, every verb told in one line, mistakes in one sentence with exit code 2."""
 
+import io
 import logging
 import os
 import subprocess
@@ -135,6 +136,18 @@ def test_between_the_engines_nothing_is_done_beside_the_project(
     code, _, told = command_line(verb, *(["some"] if verb == "record" else []))
     assert code == 2 and "there is no params/experiment.yaml here: run this in the folder that" in told
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("said", ["", "runs", "[1]", '{"made": 3}', '{"done": []}'])
+def test_record_is_told_what_was_made_or_says_so(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: Callable[..., tuple[int, str, str]]
+) -> None:
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params/experiment.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+    code, _, told = command_line("record")
+    assert code == 2 and "run snakemake, which records by itself, or name the outputs" in told
 
 
 @pytest.mark.parametrize(

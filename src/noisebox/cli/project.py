@@ -71,9 +71,22 @@ def record(
     """
     from noisebox.engines import record as run_record
 
-    told = {"made": outputs} if outputs else json.load(sys.stdin)
-    for line in run_record(project(), **told):
+    root = project()
+    told = {"made": outputs, "current": []} if outputs else _told_by_snakemake()
+    for line in run_record(root, **told):
         say(line)
+
+
+def _told_by_snakemake() -> dict[str, list[str]]:
+    """What standard input says; raises UserError where that is not what the Snakefile writes."""
+    try:
+        told = {} if sys.stdin.isatty() else json.load(sys.stdin)
+        return {key: [str(path) for path in told[key]] for key in ("made", "current")}
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            "noisebox record without outputs reads what Snakemake has to say, as JSON: run snakemake, which records by "
+            "itself, or name the outputs"
+        ) from None
 
 
 @app.command()
