@@ -1,5 +1,6 @@
 """The command line: light to start, every verb told in one line, mistakes in one sentence with exit code 2."""
 
+import errno
 import io
 import logging
 import os
@@ -164,6 +165,17 @@ def test_what_no_memory_is_large_enough_for_is_one_sentence(
     assert said.startswith("noisebox: this does not fit the memory: ") and "lower the batch size" in said
     with pytest.raises(RuntimeError, match="a bug"), told():
         raise RuntimeError("a bug")
+
+
+def test_a_file_that_may_not_be_used_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as a run that prune cannot delete."""
+    with pytest.raises(SystemExit) as end, told():
+        raise OSError(errno.EROFS, "Read-only file system", "runs/baseline/seed0/last.pth")
+    assert end.value.code == 2
+    said = "runs/baseline/seed0/last.pth cannot be used (Read-only file system); mend that and run again"
+    assert capsys.readouterr().err == f"noisebox: {said}\n"
+    with pytest.raises(FileNotFoundError), told():
+        Path("nowhere").read_text()
 
 
 def test_nothing_starts_on_a_bad_configuration(project: Path) -> None:

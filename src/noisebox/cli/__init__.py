@@ -4,6 +4,7 @@ Imports wait until a verb runs, and torch until its input is known to be good, s
 lives in the module of its topic, and is added to the application when that is imported here.
 """
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ __all__ = [
     "train",
 ]
 
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # what no code of ours can mend
+
 
 def main() -> None:
     """Run the command line."""
@@ -57,8 +60,8 @@ def main() -> None:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Inside, a user's mistake, or what the memory is too small for, is one sentence on standard error and exit code 2;
-    a signal's end is one with the code that shells give it."""
+    """Inside, a user's mistake, what the memory or the disk is too small for, or a file that the user may not use, is
+    one sentence on standard error and exit code 2; a signal's end is one with the code that shells give it."""
     try:
         yield
     except Interrupted as end:
@@ -72,6 +75,11 @@ def told() -> Iterator[None]:
             raise
         first, *_ = str(error).partition("\n")
         _tell(f"this does not fit the memory: {first}; lower the batch size, the image size, proposals or width")
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        _tell(f"{error.filename or 'a file'} cannot be used ({error.strerror}); mend that and run again")
         sys.exit(2)
     except typer.TyperException as error:
         _tell(error.format_message())
