@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import edit_yaml, run
+from dvc.repo import Repo
 from made_graphs import UP_TO_DATE, planned, reproduced, results
 
 from noisebox.engines import record, sync
@@ -320,3 +321,20 @@ def test_without_dvc_it_is_told(tmp_path: Path) -> None:
     assert record(tmp_path, ["reports/summary.md"]) == [f"nothing recorded: {told}"]
     with pytest.raises(UserError, match=re.escape(told)):
         sync(tmp_path)
+
+
+def test_what_a_full_cache_did_not_take_is_not_recorded(
+    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC tells of it, and goes on as if it had."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "made").write_bytes(bytes(2**20))
+    (project / "dvc.yaml").write_text("stages: {make: {cmd: make, outs: [made]}}")
+    Repo.init(str(project), no_scm=True).close()
+    monkeypatch.chdir(project)
+    (project / ".dvc/cache").symlink_to(small_disk)
+    assert record(project, ["made"])[0].startswith("not recorded, as DVC's cache did not take all of it: make; ")
+    assert not (project / "dvc.lock").exists()
+    (project / ".dvc/cache").unlink()
+    assert record(project, ["made"]) == ["recorded 1 of 1 finished stages with DVC"]

@@ -62,8 +62,13 @@ def _record_stages(repo: Repo, root: Path, finished: set[str], there: set[str]) 
         for stage in new:
             stage.save()
             stage.commit(relink=False)  # a file linked anew would look newer than what was made from it
-        _dump(new)
-    said = [f"recorded {len(new)} of {len(stages)} finished stages with DVC"] if new else []
+        lost = [stage for stage in new if any(out.use_cache and out.changed_cache() for out in stage.outs)]
+        kept = [stage for stage in new if stage not in lost]
+        _dump(kept)
+    said = [f"recorded {len(kept)} of {len(stages)} finished stages with DVC"] if kept else []
+    if lost:
+        names = ", ".join(stage.addressing for stage in lost)
+        said.append(f"not recorded, as DVC's cache did not take all of it: {names}; make room, run snakemake again")
     if stale:
         names = ", ".join(stage.addressing for stage in stale)
         said.append(f"current by time, but stale to DVC: {names}; after `noisebox sync` Snakemake makes these anew")
