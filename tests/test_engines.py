@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from made_graphs import UP_TO_DATE, planned, reproduced, results
 
 from noisebox.engines import record, sync
 from noisebox.errors import UserError
+from noisebox.interrupt import Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -323,18 +325,39 @@ def test_without_dvc_it_is_told(tmp_path: Path) -> None:
         sync(tmp_path)
 
 
-def test_what_a_full_cache_did_not_take_is_not_recorded(
-    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DVC tells of it, and goes on as if it had."""
+@pytest.fixture
+def one_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, a project of one stage, whose output is there."""
     project = tmp_path / "project"
     project.mkdir()
     (project / "made").write_bytes(bytes(2**20))
     (project / "dvc.yaml").write_text("stages: {make: {cmd: make, outs: [made]}}")
     Repo.init(str(project), no_scm=True).close()
     monkeypatch.chdir(project)
-    (project / ".dvc/cache").symlink_to(small_disk)
-    assert record(project, ["made"])[0].startswith("not recorded, as DVC's cache did not take all of it: make; ")
-    assert not (project / "dvc.lock").exists()
-    (project / ".dvc/cache").unlink()
-    assert record(project, ["made"]) == ["recorded 1 of 1 finished stages with DVC"]
+    return project
+
+
+def test_what_a_full_cache_did_not_take_is_not_recorded(one_stage: Path, small_disk: Path) -> None:
+    """DVC tells of it, and goes on as if it had."""
+    (one_stage / ".dvc/cache").symlink_to(small_disk)
+    assert record(one_stage, ["made"])[0].startswith("not recorded, as DVC's cache did not take all of it: make; ")
+    assert not (one_stage / "dvc.lock").exists()
+    (one_stage / ".dvc/cache").unlink()
+    assert record(one_stage, ["made"]) == ["recorded 1 of 1 finished stages with DVC"]
+
+
+def test_a_lock_file_is_whole_whenever_record_is_ended(one_stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(one_stage, ["made"])
+    before = (one_stage / "dvc.lock").read_bytes()
+    (one_stage / "made").write_bytes(b"anew")
+
+    def asked_to_end(*anything: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr("ruamel.yaml.emitter.Emitter.expect_block_mapping", asked_to_end)
+        record(one_stage, ["made"])
+    assert (one_stage / "dvc.lock").read_bytes() == before
+    record(one_stage, ["made"])
+    assert (one_stage / "dvc.lock").read_bytes() != before
+    assert UP_TO_DATE in run(one_stage, "dvc", "status").stdout

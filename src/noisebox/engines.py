@@ -15,6 +15,8 @@ import yaml
 from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
+from dvc.stage.serialize import to_lockfile
+from dvc.utils.serialize import dumps_yaml, parse_yaml
 
 from noisebox import graph
 from noisebox.errors import UserError
@@ -160,9 +162,15 @@ def _is_pruned(changes: list[Any]) -> bool:
 
 
 def _dump(stages: list[Any]) -> None:
-    """Write the stages into their lock file, all at once."""
+    """Write the stages into their lock file, all at once; DVC itself writes over it, for seconds where it is large."""
     for file, group in groupby(stages, key=lambda stage: stage.dvcfile):
-        file.dump_stages(list(group), update_pipeline=False)
+        path = Path(file.path).with_suffix(".lock")
+        lock: dict[str, Any] = {"schema": "2.0"}
+        if path.exists():
+            lock |= parse_yaml(path.read_text(encoding="utf-8"), path.name)
+        made = [to_lockfile(stage) for stage in group]
+        entries = {name: entry for each in (lock.get("stages", {}), *made) for name, entry in each.items()}
+        write_text(path, dumps_yaml({**lock, "stages": entries}))
 
 
 @contextmanager
