@@ -361,3 +361,20 @@ def test_a_lock_file_is_whole_whenever_record_is_ended(one_stage: Path, monkeypa
     record(one_stage, ["made"])
     assert (one_stage / "dvc.lock").read_bytes() != before
     assert UP_TO_DATE in run(one_stage, "dvc", "status").stdout
+
+
+def test_data_whose_pinning_was_cut_off_is_pinned(one_stage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, pin = one_stage / "data/detection.json", one_stage / "data.dvc"
+    (one_stage / "data/small").mkdir(parents=True)
+    (one_stage / "data/small/image").write_text("pixels")
+    manifest.write_text(json.dumps({"dataset": "small"}))
+
+    def asked_to_end(*anything: object, **named: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(Repo, "commit", asked_to_end)
+        record(one_stage, ["data/detection.json"])
+    assert record(one_stage, ["data/detection.json"]) == ["data.dvc now pins data/small"]
+    assert "md5: " in pin.read_text()
+    assert record(one_stage, ["data/detection.json"]) == []

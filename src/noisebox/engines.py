@@ -85,7 +85,8 @@ def _record_data(repo: Repo, root: Path) -> list[str]:
     pin = root / graph.DATA_PIN
     if not folders:
         return []
-    if not pin.exists() or [out["path"] for out in read_yaml(pin)["outs"]] != folders:
+    pinned = read_yaml(pin)["outs"] if pin.exists() else []
+    if [out["path"] for out in pinned if "md5" in out] != folders:  # without one, pinning was cut off
         outs = [{"path": folder, "hash": "md5"} for folder in folders]
         write_text(pin, yaml.safe_dump({"outs": outs}, sort_keys=False))
         repo.commit(graph.DATA_PIN, force=True, relink=False)
