@@ -123,6 +123,20 @@ def test_what_params_no_longer_say_is_not_published(
     assert load_checkpoint(run / "model_final.pth")["config"]["solver"]["lr_factor"] == 0.5
 
 
+def test_what_no_weight_depends_on_may_change_while_it_is_trained(
+    here: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = loop._Training.finish
+
+    def edit_meanwhile(training: loop._Training) -> None:
+        finish(training)
+        edit_yaml(here / "params/scales/test.yaml", solver__log_every=3)
+
+    monkeypatch.setattr(loop._Training, "finish", edit_meanwhile)
+    assert command_line("train", "baseline", "--if-changed", "fresh")[0] == 0
+    assert (here / "runs/baseline/seed0/model_final.pth").exists()
+
+
 def test_a_training_starts_from_any_checkpoint_of_weights(here: Path, command_line: CommandLine) -> None:
     model = build_model(resolve("baseline", 7, "test"), 3)
     backbone = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}

@@ -164,12 +164,13 @@ def train(
 
     def still_asked() -> None:
         """An engine would take for current what was trained as params/ said before."""
-        from noisebox.training.provenance import difference
+        from noisebox.training.provenance import HARMLESS, changes, difference
 
         before, now = ({"config": each.model_dump(mode="json")} for each in (config, resolved()))
-        if changed := difference(before, now):
+        if set(changes(before, now)) - set(HARMLESS):
+            told = difference(before, now)
             raise UserError(
-                f"{run} was trained to its end, but params/ say another thing by now: {changed}; run again to train "
+                f"{run} was trained to its end, but params/ say another thing by now: {told}; run again to train "
                 "it so, or put that back before, to keep what was trained"
             )
 

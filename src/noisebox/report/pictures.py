@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from noisebox.data.coco import rgb_pixels
 from noisebox.errors import UserError
 from noisebox.files import atomic_path, read_json
 
@@ -156,10 +156,10 @@ def load_photograph(root: Path, image: Picture) -> Image.Image:
         with Image.open(path) as opened:
             turned = ImageOps.exif_transpose(opened)
             fits = turned.size == (image.width, image.height)  # else its annotations are meant as it is stored
-            photograph = _of_8_bits(turned if fits else opened).convert("RGB")
+            photograph = Image.fromarray(rgb_pixels(turned if fits else opened))
     except FileNotFoundError:
         raise UserError(f"{path}, an image of the picture grid, does not exist: make or restore the data") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, ValueError) as error:
         raise UserError(f"{path}, an image of the picture grid, cannot be read: {error}") from None
     if photograph.size != (image.width, image.height):
         raise UserError(
@@ -167,13 +167,6 @@ def load_photograph(root: Path, image: Picture) -> Image.Image:
             "restore the data, or evaluate again"
         )
     return photograph
-
-
-def _of_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits scaled, as where images are read for a detector: Pillow would show all above 255 white."""
-    if not image.mode.startswith("I;16"):
-        return image
-    return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
 def cell_factor(width: int) -> float:
