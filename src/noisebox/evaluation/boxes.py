@@ -62,13 +62,16 @@ def evaluate(
         measured = measure(model, split, config, asked, progress, ongoing)
     if not processes.first():
         return
-    rows = partial(result_rows, config, split, measured)
-    folder = write_evidence(config, checkpoint, asked, measured.seconds_per_image, rows)
-    write_json(folder / "detections.json", pictures(split, pictured_images, asked, measured))
     sampling = shown(asked)
     every = [measured.detections[seed, sampling] for seed in asked[sampling]]
     facts = {"sample_step": sampling.steps, "eval_seeds": list(asked[sampling])}
-    write_json(folder / "breakdown.json", {**facts, **breakdown(split, every)})
+    behind = {**facts, **breakdown(split, every)}
+    shown_images = pictures(split, pictured_images, asked, measured)
+    # Written once all is known, so that a kill hardly ever leaves files of two evaluations side by side.
+    rows = partial(result_rows, config, split, measured)
+    folder = write_evidence(config, checkpoint, asked, measured.seconds_per_image, rows)
+    write_json(folder / "detections.json", shown_images)
+    write_json(folder / "breakdown.json", behind)
 
 
 def result_rows(

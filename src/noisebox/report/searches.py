@@ -79,7 +79,8 @@ def text(name: str, config: SearchConfig, trials: Sequence[Trial], keys: Sequenc
         table(["rank", "trial", "status", "metric", "loss", *(f"`{key}`" for key in keys)], rows),
         "*Metric: what the lineage's training validates by (AP, in the BEV line mIoU; 0 to 100), at the last "
         "evaluation of the trial; loss: of its last iterations. A short training says which settings start well, not "
-        f"which end best.* Numbers: [{name}.csv]({name}.csv).",
+        "which end best, and the metric is of the validation split that the report measures on: part of what the best "
+        f"is ahead by is chance.* Numbers: [{name}.csv]({name}.csv).",
         *(["\n".join(reasons)] if reasons else []),
         *(
             f"[![{shows}]({name}_{kind}.png)]({name}_{kind}.svg)\n\n*{caption}*"
