@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -304,6 +305,28 @@ def test_what_changed_since_it_was_looked_at_stays(trained: Path) -> None:
     assert list(remove(plan)) == [f"{path} has changed meanwhile and stays"]
     assert path.read_bytes() == b"trained anew"
     assert not going_on(0) & set(contents(trained))
+
+
+def test_what_is_anothers_stays(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that several users share: a claim that cannot be asked, and a file that cannot be deleted."""
+    lock, last = trained / "runs/baseline/seed0/work/lock", trained / "runs/baseline/seed1/last.pth"
+    lock.parent.mkdir()
+    lock.touch()
+
+    def denied(call: Callable[..., Any]) -> Callable[..., Any]:
+        def called(path: Any, *more: Any, **named: Any) -> Any:
+            if path in (lock, last):
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path, *more, **named)
+
+        return called
+
+    monkeypatch.setattr(os, "open", denied(os.open))
+    monkeypatch.setattr(Path, "unlink", denied(Path.unlink))
+    plan = plan_of(trained)
+    assert plan.kept == [f"{lock.parent.parent}: a training is under way or can go on from work/"]
+    assert list(remove(plan)) == [f"{last} cannot be deleted (Permission denied) and stays"]
+    assert last.exists() and not (going_on(1) - {"runs/baseline/seed1/last.pth"}) & set(contents(trained))
 
 
 def test_without_dvc_nothing_is_deleted(tmp_path: Path) -> None:

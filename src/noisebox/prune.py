@@ -154,6 +154,8 @@ def _is_locked(work: Path) -> bool:
         descriptor = os.open(work / LOCK, os.O_RDWR)
     except FileNotFoundError:
         return False
+    except OSError:  # it is another user's, who may be training
+        return True
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -187,14 +189,17 @@ def _seen(path: Path) -> tuple[Seen, ...]:
 
 
 def remove(plan: Plan) -> Iterator[str]:
-    """Delete what is planned, but for what has changed meanwhile, which is said."""
+    """Delete what is planned, but for what has changed meanwhile or may not be deleted, which is said."""
     for item in plan.items:
-        if not item.path.exists() or not item.is_as_seen():
-            yield f"{item.path} has changed meanwhile and stays"
-        elif item.path.is_dir():
-            shutil.rmtree(item.path)
-        else:
-            item.path.unlink()
+        try:
+            if not item.path.exists() or not item.is_as_seen():
+                yield f"{item.path} has changed meanwhile and stays"
+            elif item.path.is_dir():
+                shutil.rmtree(item.path)
+            else:
+                item.path.unlink()
+        except OSError as error:
+            yield f"{item.path} cannot be deleted ({error.strerror}) and stays"
 
 
 def size_in_words(count: int) -> str:
