@@ -69,6 +69,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"trials": [{}, {"solver.batch_size": "auto"}]}, "trials.1: solver.batch_size is auto, here, in"),
         ({"trials": [{"model": {"width": 4}}]}, "trials.0: 'model' is a section"),
         ({"trials": "params/searches/none.json"}, "trials: params/searches/none.json does not exist"),
+        ({"trials": "params/searches"}, "trials: params/searches cannot be read (Is a directory)"),
         ({"trials": None, "space": {}, "count": 3}, "space"),
         ({"trials": None, "space": SPACE}, "space and count go together"),
         ({"trials": None, "space": {"solver.base_lr": {}}, "count": 3}, "give one of uniform, log_uniform, choice"),

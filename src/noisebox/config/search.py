@@ -20,7 +20,7 @@ from noisebox.config.resolve import load_recipe, resolve
 from noisebox.config.run import AUTO, RunConfig
 from noisebox.config.section import AboveZero, Count, Positive, Section, check_section
 from noisebox.errors import UserError
-from noisebox.files import expanded, read_yaml
+from noisebox.files import expanded, read_yaml, unreadable
 from noisebox.randomness import numpy_generator
 
 if TYPE_CHECKING:
@@ -304,6 +304,8 @@ class Search:
             listed = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{self.path}: trials: {path} does not exist") from None
+        except OSError as error:  # such as that it is a folder
+            raise UserError(f"{self.path}: trials: {unreadable(path, error)}") from None
         except ValueError as error:
             raise UserError(f"{path} is not valid JSON: {error}") from None
         if not isinstance(listed, list) or not listed or not all(isinstance(each, dict) for each in listed):
