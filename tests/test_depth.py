@@ -256,6 +256,8 @@ def test_the_runbooks_options(root: Path, tmp_path: Path, command_line: CommandL
     assert not (tmp_path / "val_depth_report.tsv").exists()
     code, _, told = command_line("depth-gt", "val")
     assert code == 2 and "'val' is one word too many" in told and "--split" in told
+    code, _, told = command_line("depth-gt", "--output-dir", tmp_path / "mine", "--max-depth", 80)
+    assert code == 2 and "--output-dir and --max-depth without --nuscenes-root: " in told
     code, _, told = command_line(*command(root, tmp_path, "--cameras", "CAM_FRON"))
     assert code == 2 and "did you mean 'CAM_FRONT'?" in told
 

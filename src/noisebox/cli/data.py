@@ -45,15 +45,19 @@ def depth_gt(
     nuscenes_root: Annotated[
         Path | None, typer.Option(help="The folder that holds samples/.", show_default="the scale's BEV dataset")
     ] = None,
-    version: Annotated[str, typer.Option(help="v1.0-mini, v1.0-trainval.")] = "v1.0-trainval",
-    output_dir: Annotated[Path, typer.Option(help="Files go to <split>_depth/ below.")] = Path("depth_gt"),
+    version: Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval.", show_default="v1.0-trainval")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Files go to <split>_depth/ below.", show_default="depth_gt")
+    ] = None,
     more_cameras: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
-    split: Annotated[str, typer.Option(help="train, val, or another of splits.json.")] = "train",
-    cameras: Annotated[str, typer.Option(help="Channels: --cameras CAM_FRONT CAM_BACK.")] = "CAM_FRONT",
-    height: Annotated[int, typer.Option(help="Of the depth image, in pixels.")] = 600,
-    width: Annotated[int, typer.Option(help="Of the depth image, in pixels.")] = 800,
-    min_depth: Annotated[float, typer.Option(help="In metres.")] = 1.0,
-    max_depth: Annotated[float, typer.Option(help="In metres.")] = 50.0,
+    split: Annotated[str, typer.Option(help="train, val, or of a root another of splits.json.")] = "train",
+    cameras: Annotated[
+        str | None, typer.Option(help="Channels: --cameras CAM_FRONT CAM_BACK.", show_default="CAM_FRONT")
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Of the depth image, in pixels.", show_default="600")] = None,
+    width: Annotated[int | None, typer.Option(help="Of the depth image, in pixels.", show_default="800")] = None,
+    min_depth: Annotated[float | None, typer.Option(help="In metres.", show_default="1.0")] = None,
+    max_depth: Annotated[float | None, typer.Option(help="In metres.", show_default="50.0")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads.", min=1, show_default="one per core")] = None,
     check: Annotated[bool, typer.Option("--check", help="Look at the files that are there; make none.")] = False,
 ) -> None:
@@ -65,7 +69,14 @@ def depth_gt(
     Without --nuscenes-root it is a stage of the graph: the BEV dataset of the experiment's scale, its own size and
     depths, and files in depth_gt/<split>/.
     """
+    sizes = {"height": height, "width": width, "min_depth": min_depth, "max_depth": max_depth}
     if nuscenes_root is None:
+        of_a_root = {"version": version, "output_dir": output_dir, "cameras": cameras, **sizes}
+        if given := [f"--{name.replace('_', '-')}" for name, value in of_a_root.items() if value is not None]:
+            raise UserError(
+                f"{' and '.join(given)} without --nuscenes-root: a stage of the graph takes all that from the "
+                "dataset's file and writes to depth_gt/; name a root, or leave that out"
+            )
         if more_cameras:
             raise UserError(
                 f"{' '.join(more_cameras)!r} is one word too many: a stage of the graph takes its cameras from the "
@@ -77,9 +88,10 @@ def depth_gt(
     from noisebox.data.depth import DepthSettings, make_depth_gt
     from noisebox.data.nuscenes import read_nuscenes
 
-    settings = DepthSettings(height, width, min_depth, max_depth)
-    chosen = list(dict.fromkeys([cameras, *(more_cameras or [])]))
-    frames = read_nuscenes(nuscenes_root, version, chosen).frames(split)
+    settings = DepthSettings(**{name: value for name, value in sizes.items() if value is not None})
+    chosen = list(dict.fromkeys([cameras or "CAM_FRONT", *(more_cameras or [])]))
+    frames = read_nuscenes(nuscenes_root, version or "v1.0-trainval", chosen).frames(split)
+    output_dir = output_dir or Path("depth_gt")
     folder = output_dir / f"{split}_depth"
     if not check:
         made = make_depth_gt(frames, folder, settings, workers)
@@ -91,8 +103,8 @@ def depth_gt(
     report, pictures = output_dir / f"{split}_depth_report.tsv", output_dir / f"{split}_depth_pictures"
     for camera in write_depth_report(frames, folder, settings, report, pictures, workers).itertuples():
         say(
-            f"{camera.camera}: {camera.files} files of {height} × {width}, valid ratio {camera.valid_ratio:.4f} "
-            f"({camera.valid_ratio_min:.4f} to {camera.valid_ratio_max:.4f}), "
+            f"{camera.camera}: {camera.files} files of {settings.height} × {settings.width}, "
+            f"valid ratio {camera.valid_ratio:.4f} ({camera.valid_ratio_min:.4f} to {camera.valid_ratio_max:.4f}), "
             f"depth {camera.depth_min:.2f} to {camera.depth_max:.2f} m, mean {camera.depth_mean:.2f} m"
         )
     say(f"{report}, and pictures in {pictures}")
