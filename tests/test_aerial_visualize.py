@@ -71,6 +71,9 @@ def test_looks_are_drawn_where_they_are_asked_for_and_nowhere_else(photos, tmp_p
         assert 1 <= len(sight.crops) <= 2 and sight.final and not sight.truth
         with Image.open(tmp_path / f"out/looks/{name}.png") as picture:
             assert picture.width == 2 * aerial_pictures.PANEL + aerial_pictures.GAP + 2 * aerial_pictures.MARGIN
+    (photos / "b.png").unlink()
+    assert "1 pictures of what was seen" in predict(checkpoint, "--visualize").output
+    assert sorted(file.name for file in (tmp_path / "out/looks").iterdir()) == names[:2]
 
 
 @pytest.mark.parametrize(("word", "sentence"), [("--crops", "crops need a detector"), ("--visualize", "family yolc")])

@@ -21,7 +21,7 @@ from noisebox.evaluation.aerial import write_every_look
 from noisebox.evaluation.detection import to_coco_results
 from noisebox.evaluation.ongoing import Ongoing, facts_of, place_in
 from noisebox.evaluation.protocol import measure
-from noisebox.files import make_folder, write_json
+from noisebox.files import discard_folder, make_folder, write_json
 from noisebox.machine import placed
 from noisebox.models.yolc.detector import Yolc
 from noisebox.progress import Progress
@@ -80,6 +80,8 @@ def predict(
         annotation_file=out / IMAGES,
     )
     make_folder(out)
+    if visualize and (out / PREDICTIONS).exists():
+        discard_folder(out / LOOKS)  # of that earlier prediction
     with Progress("predict", len(files)) as progress:
         placed(model, config)
         if visualize:
