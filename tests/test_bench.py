@@ -136,10 +136,19 @@ def test_what_cannot_be_timed_or_compared_is_told(tmp_path: Path) -> None:
         ("--compare", str(tmp_path / "c.json"), str(other)): "c.json is no result of the bench; make one with",
         ("--compare", str(other), str(tmp_path / "d.json")): "d.json is no result of the bench; make one with",
         ("--steps", "0"): "--steps must be whole numbers from 1 on",
+        ("--steps", "4", "5", "--crops", "1"): "--steps and --crops together take one number each",
+        ("--growth", "--json", "growth.json"): "--growth writes growth.tsv to --out, and no JSON",
     }.items():
         done = bench(*words)
         assert isinstance(done.exception, UserError), (words, done.output)
         assert sentence in str(done.exception)
+
+
+def test_what_was_timed_is_told_where_its_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = bench("--parts", "matcher", *SMALL, "--json", str(tmp_path / "file/result.json"))
+    assert isinstance(done.exception, UserError) and "cannot be made" in str(done.exception)
+    assert "matcher" in done.stdout
 
 
 @given(

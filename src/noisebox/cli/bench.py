@@ -96,13 +96,17 @@ def bench(
         raise UserError(
             f"noisebox bench: {more[0]!r} is one word too many; parts follow --parts, counts --steps, --crops"
         )
+    if growth and json:
+        raise UserError("--growth writes growth.tsv to --out, and no JSON: leave --json out")
     numbers = tuple(int(word) for word in more or [] if word.isdecimal())
+    if numbers and steps is not None and crops is not None:
+        raise UserError("--steps and --crops together take one number each: of more nobody can say whose they are")
     words = [parts, *(word for word in more or [] if not word.isdecimal())] if parts else more or []
     settings = BenchSettings(
         depth=depth, freeze_at=freeze_at, hidden=hidden, dim_dynamic=dim_dynamic, heads=heads, feedforward=feedforward,
         proposals=proposals, classes=classes, size=size, batch=batch, boxes=boxes, seeds=seeds, images=images,
         train_iters=train_iters, repeats=repeats, items=items, stored=stored, workers=workers,
-        steps=(steps, *numbers) if steps is not None and crops is None else (1, 5, 20),
+        steps=(steps, *(numbers if crops is None else ())) if steps is not None else (1, 5, 20),
         crops=(crops, *numbers) if crops is not None else (), crop_canvas=crop_canvas,
         threads=threads, device=device, precision="bf16" if amp else precision, compile=compile,
         winograd=winograd,
@@ -118,9 +122,9 @@ def bench(
     from noisebox.bench.run import table as bench_table
 
     result = run_bench(words if parts else ["train", "crops" if settings.crops else "protocol"], settings)
-    _hand_over(result, json)
     if json != Path("-"):
-        _print(bench_table(result))
+        _print(bench_table(result))  # first, for the file may be none that can be written
+    _hand_over(result, json)
 
 
 def _print(table: "Table") -> None:
