@@ -109,8 +109,8 @@ def predict(
     """Detect in any images: COCO results and pictures.
 
     predictions.json is a list in COCO's results form, images.json names images and categories, and pictures/ shows
-    every image with its boxes, in place of those of an earlier prediction. An image of the validation split is detected
-    as `noisebox evaluate` does.
+    every image with its boxes, looks/ what --visualize asks for, in place of those of an earlier prediction. An image
+    of the validation split is detected as `noisebox evaluate` does.
     """
     path = checkpoint_named(which, seed)
     folder = out or Path("predictions") / (_place_of(path) if is_file(which) else f"{which}/seed{seed}")
