@@ -75,6 +75,7 @@ def test_mistakes_are_one_sentence_and_exit_2(project: Path) -> None:
         ("train", "Base line"): "is no lineage",
         ("smoke", "nope"): "recipe 'nope' is missing",
         ("smoke", "baseline+finetune"): "takes one recipe, such as finetune, not a lineage",
+        ("overfit", "baseline+finetune"): "takes one recipe, such as finetune, not a lineage",
         ("smoke", "../../notes"): "'../../notes' is no name",
         ("train", "+".join(["finetune"] * 40)): "File name too long",
         ("bench", "5"): "'5' is one word too many",

@@ -38,8 +38,7 @@ def smoke(
     from noisebox.config import load_experiment, resolve, smoke_config
     from noisebox.tasks import open_task
 
-    if "+" in recipe:
-        raise UserError(f"noisebox smoke takes one recipe, such as {recipe.rpartition('+')[2]}, not a lineage")
+    _one_recipe("smoke", recipe)
     elsewhere = graph.try_name(0, scale, dataset) if scale or dataset else None
     out = Path(graph.try_folder(recipe, elsewhere)) / "smoke.tsv" if elsewhere else Path(graph.smoke_tsv(recipe))
     with logged("smoke", recipe, *([elsewhere] if elsewhere else [])):
@@ -229,6 +228,7 @@ def overfit(
     from noisebox.config import load_experiment, overrides_of, resolve
     from noisebox.tasks import open_task
 
+    _one_recipe("overfit", recipe)
     with logged("overfit", recipe):
         overrides = {"solver.overfit": True, "solver.subset_size": images, "solver.max_iter": iters}
         overrides |= overrides_of(settings or [])
@@ -248,3 +248,9 @@ def overfit(
             say(f"- {line}")
         say(str(run / "model_final.pth"))
     raise typer.Exit(0 if memory.learnt else 1)
+
+
+def _one_recipe(verb: str, recipe: str) -> None:
+    """Raises UserError where a lineage is named: these trainings start from scratch, whatever a recipe goes on from."""
+    if "+" in recipe:
+        raise UserError(f"noisebox {verb} takes one recipe, such as {recipe.rpartition('+')[2]}, not a lineage")
