@@ -52,6 +52,13 @@ def test_options_stand_over_params_and_the_try_lies_beside_the_runs(here: Path, 
     assert config["image"]["resize_schedule"] == [[1, 32], [2, 64]]
 
 
+def test_a_profile_needs_no_parent_and_leaves_all_of_a_run_alone(here: Path, command_line: CommandLine) -> None:
+    code, said, told = command_line("train", "baseline+finetune", "--profile", "--profile-steps", 1, "--iters", 9)
+    assert code == 0, told
+    assert said.splitlines()[-1].startswith("traces/baseline+finetune/seed0.json.gz: open it") and "tries/" not in said
+    assert not any((here / name).exists() for name in ("runs", "tries", "logs/train", "logs/try"))
+
+
 def test_a_finished_try_is_not_replaced_by_another(here: Path, command_line: CommandLine) -> None:
     assert command_line("train", "baseline", "--iters", 1)[0] == 0
     final = here / "tries/baseline/seed0/model_final.pth"

@@ -159,27 +159,14 @@ def train(
         if tried:
             prepare_try(config)
 
-    wanted = 1 if profile else processes
-
-    def still_asked() -> None:
-        """An engine would take for current what was trained as params/ said before."""
-        from noisebox.training.provenance import HARMLESS, changes, difference
-
-        before, now = ({"config": each.model_dump(mode="json")} for each in (config, resolved()))
-        if set(changes(before, now)) - set(HARMLESS):
-            told = difference(before, now)
-            raise UserError(
-                f"{run} was trained to its end, but params/ say another thing by now: {told}; run again to train "
-                "it so, or put that back before, to keep what was trained"
-            )
-
-    with shared(wanted, scale, lambda: prepare(resolved())), logged("try" if tried else "train", lineage, which):
+    wanted, verb = 1 if profile else processes, "profile" if profile else "try" if tried else "train"
+    with shared(wanted, scale, lambda: prepare(resolved())), logged(verb, lineage, which):
         config = resolved()
-        if tried or output_dir:
+        if (tried or output_dir) and not profile:
             said = ", ".join(f"{key} {value}" for key, value in overrides.items())
             say(f"{lineage} {which} goes to {run}{', with ' if said else ''}{said}")
         parent = graph.Lineage.parse(lineage).parent
-        if parent and start is None:
+        if parent and start is None and not profile:
             start = checkpoint_of(parent.name, seed, scale, dataset)
         mentor = teacher_of(lineage, seed, place=partial(graph.checkpoint, scale=scale, dataset=dataset))
         teacher = Path(mentor) if mentor else None
@@ -203,7 +190,7 @@ def train(
             from noisebox.training.loop import train_task
 
         of_graph = not (tried or output_dir)
-        check = still_asked if of_graph else None
+        check = partial(_check_params, run, config, resolved) if of_graph else None
         train_task(task, run, parent=start, teacher=teacher, if_changed=if_changed, keep=of_graph, still_asked=check)
         say(str(run / "model_final.pth"))
 
