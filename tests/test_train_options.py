@@ -83,6 +83,14 @@ def test_a_finished_try_is_not_replaced_by_another(here: Path, command_line: Com
     assert load_checkpoint(final)["iteration"] == 2
 
 
+def test_a_try_is_not_put_among_the_graphs_runs(here: Path, command_line: CommandLine) -> None:
+    """There both engines, and `noisebox evaluate`, would take it for what params/ say."""
+    for place in ("runs/baseline/seed0", here / "tries/../runs/mine"):
+        code, _, told = command_line("train", "baseline", "--iters", 1, "--output-dir", place)
+        assert code == 2 and f"{place} lies in runs/, which holds what the graph trains" in told
+    assert not (here / "runs").exists()
+
+
 @pytest.mark.parametrize(
     "mistake", [("--start", "nowhere.pth"), ("--start", "params"), ("--set", "model.backbone=resnet19")]
 )

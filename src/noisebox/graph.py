@@ -15,6 +15,7 @@ EXPERIMENT = "params/experiment.yaml"
 DATA_MANIFEST = "data/detection.json"
 DATA_PIN = "data.dvc"
 REPORTS = "reports"
+RUNS = "runs"
 TRIES = "tries"
 IMPORTED = "imported"  # of past experiments; results lie there in folders as below runs/, and are in git
 MANIFEST = "results_manifest.tsv"
@@ -258,11 +259,11 @@ def depth_report(split: str, of_tries: str | None = None) -> str:
 
 
 def smoke_tsv(recipe: str) -> str:
-    return f"runs/{recipe}/smoke.tsv"
+    return f"{RUNS}/{recipe}/smoke.tsv"
 
 
 def run_folder(lineage: str, seed: int | str) -> str:
-    return f"runs/{lineage}/seed{seed}"
+    return f"{RUNS}/{lineage}/seed{seed}"
 
 
 def work_folder(lineage: str, seed: int | str) -> str:

@@ -151,6 +151,11 @@ def train(
     tried = bool(overrides or scale or start)
     folder = graph.try_folder(lineage, which) if tried else graph.run_folder(lineage, seed)
     run = output_dir or Path(folder)
+    if tried and run.resolve().is_relative_to(Path(graph.RUNS).resolve()):
+        raise UserError(
+            f"{run} lies in {graph.RUNS}/, which holds what the graph trains: a training with options would pass for "
+            "one without; name another --output-dir"
+        )
 
     def resolved() -> RunConfig:
         return resolve(lineage, seed, scale or load_experiment().scale, overrides=overrides)
