@@ -3,6 +3,7 @@
 import csv
 import importlib
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -525,6 +526,20 @@ def test_training_going_on_and_evaluating(here: Path, command_line: CommandLine)
     record = yaml.safe_load((here / "out/b/run.json").read_text())
     assert code == 0 and record["parent"]["checkpoint"] == weights[1]
     assert record["parent"]["new"] and all("quality" in name for name in record["parent"]["new"])
+
+
+def test_what_detectron2_trained_there_is_not_replaced(here: Path, command_line: CommandLine) -> None:
+    """OUTPUT_DIR is by default that of Detectron2's own trainings."""
+    train = ("train", "--config-file", "small.yaml")
+    for name, text in (("output/model_final.pth", "days of training"), ("output/a/work/thesis.txt", "all of it")):
+        (here / name).parent.mkdir(parents=True)
+        (here / name).write_text(text)
+        more = ("OUTPUT_DIR", "output/a") if "work" in name else ()
+        for changed in ("refuse", "fresh"):
+            code, _, told = command_line(*train, "--if-changed", changed, *more)
+            assert (code, (here / name).read_text()) == (2, text)
+            assert "which no training of noisebox made and this one would replace" in told
+        shutil.rmtree(here / "output")
 
 
 def test_mistakes_of_the_verb(here: Path, command_line: CommandLine) -> None:

@@ -73,6 +73,9 @@ def test_a_finished_try_is_not_replaced_by_another(here: Path, command_line: Com
     code, _, told = command_line("train", "baseline", "--iters", 2, "--output-dir", "papers")
     assert (code, (here / "papers/work/thesis.txt").read_text()) == (2, "all of it")
     assert "papers holds other files than a run's; name an empty or a new folder with --output-dir" in told
+    code, _, told = command_line("train", "baseline", "--output-dir", "papers", "--if-changed", "fresh")
+    assert (code, (here / "papers/work/thesis.txt").read_text()) == (2, "all of it")
+    assert "papers holds work, which no training of noisebox made and this one would replace" in told
     options = ("train", "baseline", "--iters", 1, "--start", "elsewhere/model_final.pth")
     code, _, told = command_line(*options)
     assert (code, final.read_bytes()) == (2, first)

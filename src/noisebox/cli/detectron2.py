@@ -39,7 +39,10 @@ def train_config(
             say(f"note: {note}")
 
         from noisebox.interop.detectron2_run import copypaste, evaluate, opened, take_up, train, with_own_weights
+        from noisebox.training.folder import keep_foreign
 
+        if not eval_only:
+            in_turn(lambda: keep_foreign(asked.output_dir))
         asked = in_turn(lambda: with_own_weights(asked))
         task = in_turn(lambda: opened(asked, overrides))
         if eval_only:

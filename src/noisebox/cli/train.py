@@ -177,10 +177,10 @@ def train(
         teacher = Path(mentor) if mentor else None
         in_turn(lambda: prepare(config))
         task = with_auto_batch(in_turn(lambda: open_task(config)), run)
-        if (tried or output_dir) and not profile and if_changed != "fresh":
-            from noisebox.training.folder import keep_others
+        if (tried or output_dir) and not profile:
+            from noisebox.training.folder import keep_foreign, keep_others
 
-            in_turn(lambda: keep_others(run, task.config, start))
+            in_turn(lambda: keep_foreign(run) if if_changed == "fresh" else keep_others(run, task.config, start))
 
         if profile:
             from noisebox.training.profiling import WARM_UP, profile_training

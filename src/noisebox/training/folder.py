@@ -70,13 +70,26 @@ def _put_into_work(run: Path, paths: list[Path]) -> None:
         second_name(path, run / WORK / path.name)
 
 
+def keep_foreign(run: Path) -> None:
+    """Raises UserError where a training in `run` would replace or delete files that are no run's, such as what another
+    framework trained there."""
+    taken = [name for name in (*graph.RUN_FILES, *graph.BEST.values()) if (run / name).exists()]
+    taken += [WORK] if (run / WORK).is_dir() and any((run / WORK).iterdir()) else []
+    if taken and not _is_run(run):
+        raise UserError(f"{run} holds {taken[0]}, which no training of noisebox made and this one would replace")
+
+
+def _is_run(run: Path) -> bool:
+    return any((run / name).exists() for name in ("run.json", f"{WORK}/{LOCK}", f"{WORK}/config.yaml"))
+
+
 def keep_others(run: Path, config: RunConfig, parent: Path | None) -> None:
     """Raises UserError where a finished run of another configuration, or that started from another checkpoint than
     `parent`, or what is no run, lies in `run`."""
     if (
         run.is_dir()
         and any(not path.is_dir() for path in run.rglob("*"))  # a training that was refused leaves an empty work/
-        and not any((run / name).exists() for name in ("run.json", f"{WORK}/{LOCK}", f"{WORK}/config.yaml"))
+        and not _is_run(run)
     ):
         raise UserError(f"{run} holds other files than a run's; name an empty or a new folder with --output-dir")
     if (run / "config.yaml").exists() and (parent is None or parent.is_file()):  # what is none is told of later
