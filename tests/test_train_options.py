@@ -155,6 +155,15 @@ def test_what_no_weight_depends_on_may_change_while_it_is_trained(
     assert (here / "runs/baseline/seed0/model_final.pth").exists()
 
 
+def test_what_trains_a_try_again_is_told_with_its_options(here: Path, command_line: CommandLine) -> None:
+    of_try = ("--scale", "test", "--dataset", "world_test")
+    assert command_line("train", "baseline", *of_try)[0] == 0
+    record = here / "tries/baseline/test-world_test-seed0/run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"data_hash": "0" * 64}))
+    code, _, told = command_line("evaluate", "baseline", *of_try)
+    assert code == 2 and told.endswith("noisebox train baseline --seed 0 --scale test --dataset world_test\n")
+
+
 def test_a_training_starts_from_any_checkpoint_of_weights(here: Path, command_line: CommandLine) -> None:
     model = build_model(resolve("baseline", 7, "test"), 3)
     backbone = {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}

@@ -95,10 +95,15 @@ def checkpoint_of(lineage: str, seed: int, scale: str | None = None, dataset: st
 
         for recipe in graph.Lineage.parse(lineage).parts:
             load_recipe(recipe)  # or says that there is none
-        given = {"--scale": scale, "--dataset": dataset}
-        options = "".join(f" {option} {value}" for option, value in given.items() if value)
-        raise UserError(f"{path} does not exist; make it with: noisebox train {lineage} --seed {seed}{options}")
+        raise UserError(f"{path} does not exist; make it with: {training_of(lineage, seed, scale, dataset)}")
     return path
+
+
+def training_of(lineage: str, seed: int, scale: str | None, dataset: str | None) -> str:
+    """The command that makes what `checkpoint_of` names."""
+    given = {"--scale": scale, "--dataset": dataset}
+    options = "".join(f" {option} {value}" for option, value in given.items() if value)
+    return f"noisebox train {lineage} --seed {seed}{options}"
 
 
 def is_file(which: str) -> bool:

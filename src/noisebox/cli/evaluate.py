@@ -20,6 +20,7 @@ from noisebox.cli.app import (
     is_file,
     logged,
     say,
+    training_of,
 )
 from noisebox.cli.launch import Processes, shared
 from noisebox.errors import UserError
@@ -43,6 +44,7 @@ def evaluate(
     with shared(processes, scale), logged("evaluate", lineage, graph.try_name(seed, scale, dataset)):
         experiment = load_experiment()
         path = checkpoint_of(graph.Lineage.parse(lineage).name, seed, scale, dataset)
+        again = training_of(lineage, seed, scale, dataset)
 
         for file in (path.with_name(Path(read).name) for read in graph.evaluation_inputs(lineage, seed)):
             if not file.is_file():
@@ -63,17 +65,17 @@ def evaluate(
         if config.scale != (scale or experiment.scale):
             raise UserError(
                 f"{path} was trained at scale {config.scale!r}, but {graph.EXPERIMENT} now says {experiment.scale!r}: "
-                f"train it again with: noisebox train {lineage} --seed {seed}"
+                f"train it again with: {again}"
             )
-        _check_data(path, config)
+        _check_data(path, config, again)
         discard_folder(path.with_name(graph.FINISHED))  # an engine that asks for this has noted the training
         evaluate_run(model, config, path, experiment, checkpoint["classes"])
         say(f"{graph.evaluation_of(path.as_posix(), config.lineage, config.seed)}/results.tsv")
 
 
-def _check_data(checkpoint: Path, config: "RunConfig") -> None:
+def _check_data(checkpoint: Path, config: "RunConfig", again: str) -> None:
     """Raises UserError where the dataset is not what the checkpoint was trained on: what goes beside the results would
-    name other data than they are of."""
+    name other data than they are of. `again` is the command that trains it."""
     from noisebox.data.catalog import manifest_of, read_manifest
 
     manifest = manifest_of(config.dataset, graph.line_of(config.family))
@@ -81,8 +83,7 @@ def _check_data(checkpoint: Path, config: "RunConfig") -> None:
     if trained_on and trained_on != here["hash"]:
         raise UserError(
             f"{checkpoint} was trained on {config.dataset!r} with hash {trained_on[:12]}, but {manifest} describes "
-            f"{here['dataset']!r} with hash {here['hash'][:12]}: bring that data back, or train it again with: "
-            f"noisebox train {config.lineage} --seed {config.seed}"
+            f"{here['dataset']!r} with hash {here['hash'][:12]}: bring that data back, or train it again with: {again}"
         )
 
 

@@ -1,8 +1,9 @@
 """Verbs that train one recipe or lineage: smoke, train, overfit."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,6 +24,9 @@ from noisebox.cli.detectron2 import OverridableCommand, train_config
 from noisebox.cli.launch import Processes, in_turn, shared
 from noisebox.errors import UserError
 from noisebox.garbage import left_alone
+
+if TYPE_CHECKING:
+    from noisebox.config import RunConfig
 
 
 @app.command()
@@ -246,3 +250,15 @@ def _one_recipe(verb: str, recipe: str) -> None:
     """Raises UserError where a lineage is named: these trainings start from scratch, whatever a recipe goes on from."""
     if "+" in recipe:
         raise UserError(f"noisebox {verb} takes one recipe, such as {recipe.rpartition('+')[2]}, not a lineage")
+
+
+def _check_params(run: Path, config: "RunConfig", resolved: Callable[[], "RunConfig"]) -> None:
+    """Raises UserError where params/ no longer say what was trained: newer than they are, it would pass for current."""
+    from noisebox.training.provenance import HARMLESS, changes, difference
+
+    before, now = ({"config": each.model_dump(mode="json")} for each in (config, resolved()))
+    if set(changes(before, now)) - set(HARMLESS):
+        raise UserError(
+            f"{run} was trained to its end, but params/ say another thing by now: {difference(before, now)}; run again "
+            "to train it so, or put that back before, to keep what was trained"
+        )
