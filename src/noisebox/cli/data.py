@@ -1,7 +1,7 @@
 """Verbs that make data: data, depth-gt."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -69,7 +69,7 @@ def depth_gt(
     Without --nuscenes-root it is a stage of the graph: the BEV dataset of the experiment's scale, its own size and
     depths, and files in depth_gt/<split>/.
     """
-    sizes = {"height": height, "width": width, "min_depth": min_depth, "max_depth": max_depth}
+    sizes: dict[str, Any] = {"height": height, "width": width, "min_depth": min_depth, "max_depth": max_depth}
     if nuscenes_root is None:
         of_a_root = {"version": version, "output_dir": output_dir, "cameras": cameras, **sizes}
         if given := [f"--{name.replace('_', '-')}" for name, value in of_a_root.items() if value is not None]:
