@@ -22,8 +22,8 @@ from scipy import stats
 
 from noisebox import graph
 from noisebox.config import ExperimentConfig, Sampling
-from noisebox.data.coco import rgb_pixels
 from noisebox.errors import UserError
+from noisebox.pixels import rgb_pixels
 from noisebox.report import evaluations, imported, pictures, plots, summary, tables
 from noisebox.report.breakdown import KINDS
 from noisebox.report.manifest import read_manifest

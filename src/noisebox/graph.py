@@ -84,7 +84,7 @@ _CONFIG = tuple(
     f"src/noisebox/config/{name}.py"
     for name in ("__init__", "best", "experiment", "families", "resolve", "run", "sampling", "section")
 )
-_BASE = (*_CONFIG, "src/noisebox/files.py", "src/noisebox/progress.py", "src/noisebox/randomness.py")
+_BASE = (*_CONFIG, *(f"src/noisebox/{name}.py" for name in ("files", "pixels", "progress", "randomness")))
 _DATA = ("src/noisebox/data/catalog.py", "src/noisebox/data/datasets.py")
 _RUN = (
     *_BASE,

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from noisebox.errors import UserError
+from noisebox.pixels import rgb_pixels, turned_as
 
 ROUNDING = 1.0  # pixels by which a box may leave its image; it is clipped
-EXIF_ORIENTATION = 0x0112
 BOX = "four finite numbers [x, y, width, height]"
 
 logger = logging.getLogger(__name__)
@@ -231,10 +231,7 @@ def decode_image(content: bytes, record: ImageRecord) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
-            shown: Image.Image = image
-            if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-                turned = ImageOps.exif_transpose(image)
-                shown = turned if turned.size == stated else image
+            shown = turned_as(image, stated)
             pixels = rgb_pixels(shown)
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         raise UserError(
@@ -256,18 +253,6 @@ def size_of(path: Path) -> tuple[int, int]:
             return image.size
     except Exception as error:  # Pillow raises nearly anything on a damaged file
         raise UserError(f"{path} cannot be read as an image ({_one_line(error)})") from None
-
-
-def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """An image as RGB (height, width, 3), as `decode_image` says. Raises ValueError for 32-bit pixels."""
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
-        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise ValueError("its pixels are 32-bit numbers; save it with 8 or 16 bits")
-    if image.mode != "RGB" and image.has_transparency_data:
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
 
 
 def _one_line(error: Exception) -> str:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from noisebox.data.coco import rgb_pixels
 from noisebox.data.nuscenes_tables import Matrix, Row, Table, missing, text_of
 from noisebox.errors import UserError, what_fits
+from noisebox.pixels import rgb_pixels
 
 LIDAR = "LIDAR_TOP"
 SPLITS_FILE = "splits.json"

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from noisebox import graph
 from noisebox.config import RunConfig, Sampling
 from noisebox.data.catalog import manifest_of, open_split
-from noisebox.data.coco import EXIF_ORIENTATION, CocoSplit, ImageRecord, decode_image
+from noisebox.data.coco import CocoSplit, ImageRecord, decode_image
 from noisebox.data.datasets import READERS
 from noisebox.errors import UserError
 from noisebox.evaluation.aerial import write_every_look
@@ -24,6 +24,7 @@ from noisebox.evaluation.protocol import measure
 from noisebox.files import discard_folder, make_folder, write_json
 from noisebox.machine import placed
 from noisebox.models.yolc.detector import Yolc
+from noisebox.pixels import EXIF_ORIENTATION
 from noisebox.progress import Progress
 from noisebox.structures import Detections
 from noisebox.training.checkpoint import load_model

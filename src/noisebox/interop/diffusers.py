@@ -17,13 +17,13 @@ from torch import Tensor
 from noisebox.config import GuidanceConfig, ImageConfig, RunConfig, Sampling
 from noisebox.config.diffusiondet import DiffusionDetConfig, LossConfig
 from noisebox.config.section import check_section
-from noisebox.data.coco import rgb_pixels
 from noisebox.data.loader import image_batches
 from noisebox.diffusion.sampler import Noisy, Prediction, RowKey, ScoredBoxes
 from noisebox.diffusion.scheduler import GeneratorRows, Generators, HybridDiffusionScheduler
 from noisebox.errors import UserError
 from noisebox.models.diffusiondet.detector import DiffusionDet, restored
 from noisebox.models.diffusiondet.pooling import Pyramid
+from noisebox.pixels import rgb_pixels
 from noisebox.randomness import NoiseRows
 from noisebox.structures import Batch, Detections
 

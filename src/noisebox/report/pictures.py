@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from noisebox.data.coco import rgb_pixels
 from noisebox.errors import UserError
 from noisebox.files import atomic_path, read_json
+from noisebox.pixels import rgb_pixels, turned_as
 
 SCORE = 0.3  # a detection below is drawn only where an image has none above
 FALLBACK = 3  # so many, dashed, are drawn then
@@ -154,9 +154,7 @@ def load_photograph(root: Path, image: Picture) -> Image.Image:
     path = root / image.file
     try:
         with Image.open(path) as opened:
-            turned = ImageOps.exif_transpose(opened)
-            fits = turned.size == (image.width, image.height)  # else its annotations are meant as it is stored
-            photograph = Image.fromarray(rgb_pixels(turned if fits else opened))
+            photograph = Image.fromarray(rgb_pixels(turned_as(opened, (image.width, image.height))))
     except FileNotFoundError:
         raise UserError(f"{path}, an image of the picture grid, does not exist: make or restore the data") from None
     except (UnidentifiedImageError, OSError, ValueError) as error:

@@ -1,0 +1,1 @@
+../../src/noisebox/pixels.py
