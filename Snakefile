@@ -50,7 +50,32 @@ EVALUATIONS = [
     for seed in EXPERIMENT.train_seeds
     for path in graph.evaluation_outputs(lineage, seed, key)
 ]
-CPUS = SCALE.threads + SCALE.workers  # of a process that trains or evaluates, where a cluster shares them out
+
+
+def settings_of(wildcards):
+    """What the scale says for the family that a job smokes, trains, evaluates or searches for."""
+    of_search = EXPERIMENT.every_search().get(wildcards.get("search"))
+    return resolved(wildcards.get("lineage") or wildcards.get("recipe") or of_search, 0, EXPERIMENT.scale, smoke=True)
+
+
+def threads_of(wildcards):
+    """Of one process."""
+    return settings_of(wildcards).threads
+
+
+def cpus_of(wildcards):
+    """Of one process, where a cluster shares them out."""
+    return settings_of(wildcards).threads + settings_of(wildcards).workers
+
+
+def shared_threads(wildcards):
+    """Of all processes of a training or evaluation."""
+    return threads_of(wildcards) * SCALE.resources.processes
+
+
+def shared_cpus(wildcards):
+    return cpus_of(wildcards) * SCALE.resources.processes
+
 
 # The jobs' progress shares one terminal, and `noisebox` is the one installed beside this Snakemake.
 shell.prefix(f"export NOISEBOX_PROGRESS=plain PATH='{Path(sys.executable).parent}':\"$PATH\"; ")

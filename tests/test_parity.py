@@ -243,6 +243,14 @@ def test_a_cluster_is_asked_for_the_cpus_of_every_process(project: Path) -> None
     assert (asked["smoke"], asked["train"], asked["evaluate"]) == (3, 9, 9)
 
 
+def test_a_job_has_the_cores_that_the_scale_gives_its_family(project: Path) -> None:
+    edit_yaml(project / "params/scales/test.yaml", families={"bev": {"threads": 2, "workers": 3}})
+    jobs = snakemake_details(project, "runs/lss/seed0/model_final.pth", "runs/baseline/seed0/model_final.pth")
+    given = {job["log"][0]: (job["threads"], job["resources"].get("cpus_per_task")) for job in jobs}
+    assert [given[f"logs/{verb}.log"] for verb in ("smoke/lss", "train/lss/seed0")] == [(2, 5), (2, 5)]
+    assert [given[f"logs/{verb}.log"] for verb in ("smoke/baseline", "train/baseline/seed0")] == [(1, 1), (1, 1)]
+
+
 def test_undeclared_lineage_resolves(project: Path) -> None:
     jobs = snakemake_jobs(project, "runs/baseline+geofeat+distill_20to1/seed7/model_final.pth")
     assert {job.command for job in jobs.values()} == {

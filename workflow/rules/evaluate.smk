@@ -33,12 +33,12 @@ rule evaluate:
         graph.log_file("evaluate", "{lineage}", "seed{seed}"),
     benchmark:
         "logs/benchmarks/evaluate/{lineage}/seed{seed}.tsv"
-    threads: SCALE.threads * SCALE.resources.processes
+    threads: shared_threads
     resources:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
-        cpus_per_task=CPUS * SCALE.resources.processes,
+        cpus_per_task=shared_cpus,
     shell:
         "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"
 
@@ -60,12 +60,12 @@ rule evaluate_detr:
         graph.log_file("evaluate", "{lineage}", "seed{seed}"),
     benchmark:
         "logs/benchmarks/evaluate/{lineage}/seed{seed}.tsv"
-    threads: SCALE.threads * SCALE.resources.processes
+    threads: shared_threads
     resources:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
-        cpus_per_task=CPUS * SCALE.resources.processes,
+        cpus_per_task=shared_cpus,
     shell:
         "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"
 
@@ -88,12 +88,12 @@ rule evaluate_aerial:
         graph.log_file("evaluate", "{lineage}", "seed{seed}"),
     benchmark:
         "logs/benchmarks/evaluate/{lineage}/seed{seed}.tsv"
-    threads: SCALE.threads * SCALE.resources.processes
+    threads: shared_threads
     resources:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
-        cpus_per_task=CPUS * SCALE.resources.processes,
+        cpus_per_task=shared_cpus,
     shell:
         "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"
 
@@ -116,11 +116,11 @@ rule evaluate_bev:
         graph.log_file("evaluate", "{lineage}", "seed{seed}"),
     benchmark:
         "logs/benchmarks/evaluate/{lineage}/seed{seed}.tsv"
-    threads: SCALE.threads * SCALE.resources.processes
+    threads: shared_threads
     resources:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
-        cpus_per_task=CPUS * SCALE.resources.processes,
+        cpus_per_task=shared_cpus,
     shell:
         "noisebox evaluate {wildcards.lineage} --seed {wildcards.seed}"

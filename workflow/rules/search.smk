@@ -30,12 +30,12 @@ rule search:
         graph.log_file("search", "{search}"),
     benchmark:
         "logs/benchmarks/search/{search}.tsv"
-    threads: SCALE.threads
+    threads: threads_of
     resources:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
-        cpus_per_task=CPUS,
+        cpus_per_task=cpus_of,
     shell:
         "noisebox search {input.search}"
 

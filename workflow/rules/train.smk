@@ -55,12 +55,12 @@ rule smoke:
         graph.log_file("smoke", "{recipe}"),
     benchmark:
         "logs/benchmarks/smoke/{recipe}.tsv"
-    threads: SCALE.threads
+    threads: threads_of
     resources:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
-        cpus_per_task=CPUS,
+        cpus_per_task=cpus_of,
     shell:
         "noisebox smoke {wildcards.recipe}"
 
@@ -81,12 +81,12 @@ rule train:
         graph.log_file("train", "{lineage}", "seed{seed}"),
     benchmark:
         "logs/benchmarks/train/{lineage}/seed{seed}.tsv"
-    threads: SCALE.threads * SCALE.resources.processes
+    threads: shared_threads
     resources:
         mem_mb=SCALE.resources.mem_mb,
         runtime=SCALE.resources.runtime,
         gpu=SCALE.resources.gpu,
-        cpus_per_task=CPUS * SCALE.resources.processes,
+        cpus_per_task=shared_cpus,
     shell:
         "noisebox train {wildcards.lineage} --seed {wildcards.seed} --if-changed fresh"
 
