@@ -131,6 +131,7 @@ def test_what_cannot_be_timed_or_compared_is_told(tmp_path: Path) -> None:
         ("--parts", "trian"): "--parts names 'trian'; did you mean 'train'?",
         ("--parts", "train", "sampler"): "--parts names 'sampler'; the parts are: train, protocol",
         ("--parts", "crops"): "--parts crops needs numbers of crops, such as --crops 1 2 4",
+        ("--growth", "--out", str(nothing / "growth")): "cannot be made",
         ("--growth", "--parts", "crops"): "--growth: nothing grows in crops; these grow: train",
         ("--compare", str(nothing), str(other)): "have timed nothing in common",
         ("--compare", str(tmp_path / "c.json"), str(other)): "c.json is no result of the bench; make one with",

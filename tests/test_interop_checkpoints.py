@@ -396,6 +396,7 @@ def test_mistakes_on_the_command_line(ours, tmp_path, monkeypatch):
         ("public.pth", "--classes", "names.json"): "names 2",
         ("public.pth", "--attention-heads", "5"): "hidden_dim 32 must be a multiple of attention_heads 5",
         ("public.pth", "--pixel-std", "0", "1", "1"): "pixel_std",
+        ("public.pth", "--pixel-mean", "0.5", "0.4", "0.4"): "0.5 0.4 0.4: must be on the scale of 0 to 255",
     }
     for words, sentence in mistakes.items():
         done = CliRunner().invoke(app, ["import-checkpoint", *words])

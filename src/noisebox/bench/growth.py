@@ -13,7 +13,7 @@ import pandas as pd
 from noisebox.bench.run import check_parts, prepare, timings_of
 from noisebox.bench.settings import BenchSettings
 from noisebox.errors import UserError
-from noisebox.files import write_text
+from noisebox.files import make_folder, write_text
 from noisebox.progress import Progress
 from noisebox.report.growth import growth_plot
 
@@ -63,7 +63,7 @@ def write_growth(parts: Sequence[str] | None, settings: BenchSettings, out: Path
     """Time parts (by default all that grow) along their axes, and write growth.tsv, growth.png and growth.svg to `out`.
 
     A cost is that of a whole pass: of an iteration, of all images under all eval seeds, of an epoch. Raises UserError
-    when none of the parts has an axis.
+    when none of the parts has an axis, or `out` cannot be made.
     """
     check_parts(parts or [])
     prepare(settings)
@@ -71,6 +71,7 @@ def write_growth(parts: Sequence[str] | None, settings: BenchSettings, out: Path
     if not wanted:
         growing = ", ".join(dict.fromkeys(part for axis in AXES for part in axis.parts))
         raise UserError(f"--growth: nothing grows in {', '.join(parts or [])}; these grow: {growing}")
+    make_folder(out)  # before hours of timing
     total = sum(len(axis.values) for axis, _ in wanted)
     rows: list[dict[str, Any]] = []
     with Progress("bench growth", total) as progress:

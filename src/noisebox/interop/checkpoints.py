@@ -65,6 +65,11 @@ class Untold:
     size: tuple[int, int] = (800, 1333)
     stride_in_3x3: bool = False
 
+    def __post_init__(self) -> None:
+        if self.pixel_mean and any(self.pixel_mean) and not 1 < max(self.pixel_mean) <= 255:
+            given = " ".join(f"{value:g}" for value in self.pixel_mean)
+            raise UserError(f"--pixel-mean {given}: must be on the scale of 0 to 255, with --pixel-std on the same")
+
     def pixels(self) -> dict[str, Any]:
         """The keys of DiffusionDetConfig about colours."""
         given = {"pixel_mean": self.pixel_mean, "pixel_std": self.pixel_std}
