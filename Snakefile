@@ -53,9 +53,12 @@ EVALUATIONS = [
 
 
 def settings_of(wildcards):
-    """What the scale says for the family that a job smokes, trains, evaluates or searches for."""
-    of_search = EXPERIMENT.every_search().get(wildcards.get("search"))
-    return resolved(wildcards.get("lineage") or wildcards.get("recipe") or of_search, 0, EXPERIMENT.scale, smoke=True)
+    """What the scale says for the recipe that a job smokes, trains, evaluates or searches for: all of one family."""
+    if lineage := wildcards.get("lineage"):
+        recipe = graph.Lineage.parse(lineage).recipe
+    else:
+        recipe = wildcards.get("recipe") or EXPERIMENT.every_search()[wildcards.search]
+    return resolved(recipe, 0, EXPERIMENT.scale, smoke=True)
 
 
 def threads_of(wildcards):

@@ -7,8 +7,9 @@ def training_inputs(wildcards):
     lineage = graph.Lineage.parse(wildcards.lineage)
     parent = graph.checkpoint(lineage.parent.name, wildcards.seed) if lineage.parent else None
     try:
-        resolved(lineage.name, 0, EXPERIMENT.scale, smoke=True)  # or says what does not go together
         recipes = [read_recipe(recipe) for recipe in lineage.parts]
+        if len({recipe.family for recipe in recipes}) > 1:
+            resolved(lineage.name, 0, EXPERIMENT.scale, smoke=True)  # says that they do not go together
         teacher = teacher_of(lineage, int(wildcards.seed))
     except UserError as error:
         raise WorkflowError(f"lineage {lineage.name}: {error}")
